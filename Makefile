@@ -1,0 +1,44 @@
+# Every target works from a fresh clone: it makes .venv and fetches what it needs first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PEERS := $(VENV)/.peers
+
+.PHONY: help run install test check fmt bench clean lock
+help:  ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+install: $(STAMP)  ## .venv with homing and its development extras
+$(STAMP): pyproject.toml constraints.txt tools/venv.sh
+	PYTHON=$(PYTHON) sh tools/venv.sh $(VENV)
+	touch $@
+
+$(PEERS): tools/peers.sh | $(STAMP)
+	sh tools/peers.sh
+	touch $@
+
+run: $(STAMP)  ## the whole loop on this machine, in a live table
+	$(BIN)/homing lab
+
+check: $(STAMP)  ## style, types, architecture
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+test: check $(PEERS)  ## check, then the whole suite, foreign programs included
+	$(BIN)/python -m pytest
+
+bench: $(STAMP)  ## benchmarks (never part of the tests)
+	$(BIN)/python -m bench
+
+fmt: $(STAMP)  ## format and mend what ruff can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock:  ## resolve the newest versions into constraints.txt
+	PYTHON=$(PYTHON) sh tools/lock.sh
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

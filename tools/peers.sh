@@ -1,0 +1,22 @@
+#!/bin/sh
+# The foreign programs that the tests run against us. As root on Debian they are installed;
+# elsewhere the tests that need a missing one skip with a reason (under CI they fail).
+set -eu
+missing=""
+need() { command -v "$1" >/dev/null 2>&1 || missing="$missing $2"; }
+need dig bind9-dnsutils
+need nsupdate bind9-dnsutils
+need kdig knot-dnsutils
+need knsupdate knot-dnsutils
+need natpmpc natpmpc
+need dnsperf dnsperf
+need ip iproute2
+[ -z "$missing" ] && exit 0
+missing=$(printf '%s\n' $missing | sort -u | tr '\n' ' ')
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    apt-get update -qq
+    # shellcheck disable=SC2086
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+else
+    echo "test peers not installed (apt-get install $missing); tests that need them will skip" >&2
+fi
