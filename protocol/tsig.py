@@ -1,0 +1,264 @@
+"""TSIG (RFC 8945): sign and verify, time passed in.
+
+    owner = key name | TSIG | ANY | 0 | RDLENGTH |
+    algorithm name | time signed u48 | fudge u16 | MAC size u16 | MAC | original ID u16 | error u16 | other len | other
+
+Digest: [request MAC with its length] | message without the TSIG, ARCOUNT one less, ID = original ID | TSIG variables.
+Key and algorithm names are digested folded and whole; clients in the field write the owner name compressed.
+"""
+
+import hmac
+import struct
+from dataclasses import dataclass, field
+from typing import Final
+
+from protocol.constants import Class, TsigError, Type
+from protocol.errors import DecodeError
+from protocol.message import Message, Record
+from protocol.name import fold, from_text, read_name
+
+FUDGE_SECONDS: Final = 300
+_FIXED: Final = struct.Struct("!HIHH")  # time signed (high, low), fudge, MAC size
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithm:
+    """`name` is the folded wire name; `digest` what `hmac` calls it; sizes in octets."""
+
+    text: str
+    name: bytes
+    digest: str
+    size: int
+
+    @property
+    def minimum(self) -> int:
+        """Shortest MAC that may be sent (RFC 8945 §5.2.2.1)."""
+        return max(10, self.size // 2)
+
+
+def _algorithm(text: str, digest: str, size: int) -> Algorithm:
+    return Algorithm(text, from_text(text), digest, size)
+
+
+ALGORITHMS: Final = {
+    item.name: item
+    for item in (
+        _algorithm("hmac-sha256", "sha256", 32),
+        _algorithm("hmac-sha224", "sha224", 28),
+        _algorithm("hmac-sha384", "sha384", 48),
+        _algorithm("hmac-sha512", "sha512", 64),
+        _algorithm("hmac-sha1", "sha1", 20),
+        _algorithm("hmac-md5.sig-alg.reg.int", "md5", 16),
+    )
+}
+MD5: Final = ALGORITHMS[from_text("hmac-md5.sig-alg.reg.int")]
+SHA256: Final = ALGORITHMS[from_text("hmac-sha256")]
+
+
+def algorithm_from_text(text: str) -> Algorithm:
+    """`ValueError` with the known names for anything else; `hmac-md5` is taken as its long name."""
+    folded = text.lower().rstrip(".")
+    if folded == "hmac-md5":
+        return MD5
+    for item in ALGORITHMS.values():
+        if item.text == folded:
+            return item
+    known = ", ".join(item.text for item in ALGORITHMS.values())
+    raise ValueError(f"unknown TSIG algorithm {text!r} (known: {known})")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A shared secret under its name. `name` is folded wire form; the secret never shows in `repr`."""
+
+    name: bytes
+    algorithm: Algorithm
+    secret: bytes = field(repr=False)
+
+    def mac(self, data: bytes) -> bytes:
+        return hmac.digest(self.secret, data, self.algorithm.digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Tsig:
+    """The rdata of a TSIG record; `time_signed` in seconds since 1970."""
+
+    key_name: bytes
+    algorithm: bytes
+    time_signed: int
+    fudge: int
+    mac: bytes
+    original_id: int
+    error: int
+    other: bytes
+
+
+def decode_tsig(record: Record, wire: bytes) -> Tsig:
+    """Take a TSIG record apart; key and algorithm names come folded."""
+    if record.rclass != Class.ANY or record.ttl != 0:
+        raise DecodeError("TSIG class is not ANY or its TTL not 0", record.offset)
+    end = record.rdata_offset + record.rdlength
+    algorithm, position = read_name(wire, record.rdata_offset)
+    if position + 10 > end:
+        raise DecodeError("TSIG rdata too short", position)
+    high, low, fudge, mac_size = _FIXED.unpack_from(wire, position)
+    position += 10
+    if position + mac_size + 6 > end:
+        raise DecodeError("TSIG MAC runs past its rdata", position)
+    mac = wire[position : position + mac_size]
+    position += mac_size
+    original_id, error, other_size = struct.unpack_from("!3H", wire, position)
+    position += 6
+    if position + other_size != end:
+        raise DecodeError("TSIG other data does not end with the rdata", position)
+    return Tsig(
+        fold(record.name), fold(algorithm), high << 32 | low, fudge, mac, original_id, error, wire[position:end]
+    )
+
+
+def _variables(key_name: bytes, algorithm: bytes, time_signed: int, fudge: int, error: int, other: bytes) -> bytes:
+    return b"".join(
+        (
+            key_name,
+            b"\x00\xff\x00\x00\x00\x00",  # class ANY, TTL 0
+            algorithm,
+            struct.pack("!HIHHH", time_signed >> 32, time_signed & 0xFFFFFFFF, fudge, error, len(other)),
+            other,
+        )
+    )
+
+
+def _timers(time_signed: int, fudge: int) -> bytes:
+    return struct.pack("!HIH", time_signed >> 32, time_signed & 0xFFFFFFFF, fudge)
+
+
+def _with_length(mac: bytes) -> bytes:
+    return struct.pack("!H", len(mac)) + mac if mac else b""
+
+
+def _stripped(message: Message, tsig: Tsig) -> bytes:
+    """The message as it was before the TSIG went on."""
+    assert message.tsig is not None
+    wire = message.wire
+    return b"".join(
+        (
+            struct.pack("!H", tsig.original_id),
+            wire[2:10],
+            struct.pack("!H", message.header.arcount - 1),
+            wire[12 : message.tsig.offset],
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What verification found. `error` NOERROR: good. BADTIME and BADTRUNC come with a good MAC and are answered signed."""
+
+    error: TsigError
+    tsig: Tsig
+
+    @property
+    def is_signable(self) -> bool:
+        """Whether the reply may be signed with the key (RFC 8945 §5.3.2)."""
+        return self.error in (TsigError.NOERROR, TsigError.BADTIME, TsigError.BADTRUNC)
+
+
+def verify(
+    message: Message,
+    tsig: Tsig,
+    key: Key | None,
+    *,
+    now: int,
+    request_mac: bytes = b"",
+    previous: bytes | None = None,
+    minimum_mac: int = 0,
+) -> Verdict:
+    """Check key, MAC, time, truncation, in the order of RFC 8945 §5.2.
+
+    `now` in seconds since 1970. `request_mac` is given when `message` is a response. `previous` is the prior MAC of a
+    stream plus nothing else when `message` is a later one of a signed stream (then only the timers are digested).
+    `minimum_mac` is local policy in octets (0: none). `DecodeError` when the MAC's size is impossible (FORMERR, §5.2.2.1).
+    """
+    if key is None or key.algorithm.name != tsig.algorithm:
+        return Verdict(TsigError.BADKEY, tsig)
+    size = len(tsig.mac)
+    if size > key.algorithm.size or size < key.algorithm.minimum:
+        assert message.tsig is not None
+        raise DecodeError("TSIG MAC size is outside the algorithm's bounds", message.tsig.offset)
+    if previous is None:
+        data = (
+            _with_length(request_mac)
+            + _stripped(message, tsig)
+            + _variables(tsig.key_name, tsig.algorithm, tsig.time_signed, tsig.fudge, tsig.error, tsig.other)
+        )
+    else:
+        data = _with_length(previous) + _stripped(message, tsig) + _timers(tsig.time_signed, tsig.fudge)
+    if not hmac.compare_digest(key.mac(data)[:size], tsig.mac):
+        return Verdict(TsigError.BADSIG, tsig)
+    if abs(now - tsig.time_signed) > tsig.fudge:
+        return Verdict(TsigError.BADTIME, tsig)
+    if size < minimum_mac:
+        return Verdict(TsigError.BADTRUNC, tsig)
+    return Verdict(TsigError.NOERROR, tsig)
+
+
+def record_size(key: Key) -> int:
+    """Octets a TSIG with this key adds to a message, BADTIME's other data included: what truncation keeps back."""
+    return len(key.name) + 10 + len(key.algorithm.name) + 16 + key.algorithm.size + 6
+
+
+def _append(wire: bytes, tsig: Tsig) -> bytes:
+    rdata = b"".join(
+        (
+            tsig.algorithm,
+            _FIXED.pack(tsig.time_signed >> 32, tsig.time_signed & 0xFFFFFFFF, tsig.fudge, len(tsig.mac)),
+            tsig.mac,
+            struct.pack("!3H", tsig.original_id, tsig.error, len(tsig.other)),
+            tsig.other,
+        )
+    )
+    count = int.from_bytes(wire[10:12], "big") + 1
+    return b"".join(
+        (
+            wire[:10],
+            struct.pack("!H", count),
+            wire[12:],
+            tsig.key_name,
+            struct.pack("!HHIH", Type.TSIG, Class.ANY, 0, len(rdata)),
+            rdata,
+        )
+    )
+
+
+def sign(
+    wire: bytes,
+    key: Key,
+    *,
+    now: int,
+    request_mac: bytes = b"",
+    previous: bytes | None = None,
+    fudge: int = FUDGE_SECONDS,
+    error: int = TsigError.NOERROR,
+    other: bytes = b"",
+) -> tuple[bytes, bytes]:
+    """Sign `wire` (which has no TSIG): (signed message, its MAC).
+
+    A response passes the MAC of its request. A later message of a stream passes the MAC of the one before as
+    `previous`. For a BADTIME reply `now` and `fudge` are the client's and `other` our time (§5.2.3).
+    """
+    if previous is None:
+        data = _with_length(request_mac) + wire + _variables(key.name, key.algorithm.name, now, fudge, error, other)
+    else:
+        data = _with_length(previous) + wire + _timers(now, fudge)
+    mac = key.mac(data)
+    original_id = int.from_bytes(wire[:2], "big")
+    return _append(wire, Tsig(key.name, key.algorithm.name, now, fudge, mac, original_id, error, other)), mac
+
+
+def unsigned_error(wire: bytes, request: Tsig, error: TsigError) -> bytes:
+    """Append the empty TSIG of a BADKEY or BADSIG reply: error set, no MAC (RFC 8945 §5.3.2)."""
+    original_id = int.from_bytes(wire[:2], "big")
+    return _append(
+        wire,
+        Tsig(request.key_name, request.algorithm, request.time_signed, request.fudge, b"", original_id, error, b""),
+    )

@@ -1,0 +1,79 @@
+"""The nouns of zone data: RR, Change, and what one commit writes.
+
+Class is IN throughout. Owner names and rdata are uncompressed wire octets with the case they came in. Times are whole
+seconds since 1970 on the store's clock.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class RR(NamedTuple):
+    """One record as data: no class (IN), no lease."""
+
+    owner: bytes
+    rtype: int
+    ttl: int
+    rdata: bytes
+
+
+class StoredRR(NamedTuple):
+    """One record with its lease; `expires_at` None means permanent."""
+
+    owner: bytes
+    rtype: int
+    ttl: int
+    rdata: bytes
+    expires_at: int | None
+
+
+class Actor(NamedTuple):
+    """Who made a change: `kind` is update, lapse, operator or import; `key` a key name in text or ''; `peer` an address or ''."""
+
+    kind: str
+    key: str = ""
+    peer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One committed step of a zone from one serial to the next: the single feed for IXFR, LLQ, NOTIFY and history.
+
+    `removed` begins with the old SOA and `added` with the new one, as IXFR writes them (RFC 1995 §4); a TTL change is
+    a removal and an addition.
+    """
+
+    apex: bytes  # folded
+    serial_from: int
+    serial_to: int
+    at: int
+    actor: Actor
+    removed: tuple[RR, ...]
+    added: tuple[RR, ...]
+
+
+class RowKey(NamedTuple):
+    """Identity of a stored record within its zone: folded owner, type, canonical rdata."""
+
+    owner_key: bytes
+    rtype: int
+    rdata_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ZoneCommit:
+    """The net effect of a batch on one zone, and the journal entries that tell it step by step.
+
+    Lists are disjoint by row: a row is deleted, or put (inserted or replaced whole), or only its lease moves.
+    `serial_from` is compared and set with `serial_to` in the same transaction; equal when only leases move.
+    `soa` is the new SOA (rdata without regard to its serial field, TTL) when it changed.
+    """
+
+    zone_id: int
+    serial_from: int
+    serial_to: int
+    deletes: tuple[RowKey, ...]
+    puts: tuple[tuple[RowKey, StoredRR], ...]
+    leases: tuple[tuple[RowKey, int | None], ...]
+    changes: tuple[Change, ...]
+    soa: tuple[bytes, int] | None = None
