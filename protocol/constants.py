@@ -89,7 +89,7 @@ class Type(IntEnum):
 
 def is_meta_type(rtype: int) -> bool:
     """Whether `rtype` can never be data in a zone: 0, OPT, and the Q and meta range 128..255 (RFC 6895 §3.1)."""
-    return rtype == 0 or rtype == Type.OPT or 128 <= rtype <= 255
+    return rtype in (0, Type.OPT) or 128 <= rtype <= 255
 
 
 class Rcode(IntEnum):

@@ -85,7 +85,7 @@ class LlqError(IntEnum):
 
 
 class LlqOption(NamedTuple):
-    """`opcode` and `error` are raw numbers: Apple clients put a UDP port into `error` on streams. `lease` in seconds."""
+    """`opcode` and `error` are raw: Apple clients put a UDP port into `error` on streams. `lease` in seconds."""
 
     version: int
     opcode: int

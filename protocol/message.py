@@ -263,7 +263,7 @@ class Builder:
 
 
 def encode(
-    id: int,  # noqa: A002 - the field's own name
+    id: int,
     flags: int,
     questions: Iterable[Question] = (),
     answers: Iterable[tuple[bytes, int, int, int, bytes]] = (),

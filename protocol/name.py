@@ -93,7 +93,7 @@ def is_at_or_below(name: bytes, ancestor: bytes) -> bool:
 
 
 def to_text(name: bytes) -> str:
-    """Presentation form with a final dot; octets that are not plain are escaped (RFC 4343 §2.1), so it is safe to log."""
+    """Presentation form with a final dot; octets that are not plain are escaped (RFC 4343 §2.1): safe to log."""
     if name == ROOT:
         return "."
     out: list[str] = []

@@ -152,7 +152,7 @@ def _stripped(message: Message, tsig: Tsig) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What verification found. `error` NOERROR: good. BADTIME and BADTRUNC come with a good MAC and are answered signed."""
+    """What verification found. NOERROR: good. BADTIME and BADTRUNC had a good MAC and are answered signed."""
 
     error: TsigError
     tsig: Tsig
@@ -177,7 +177,7 @@ def verify(
 
     `now` in seconds since 1970. `request_mac` is given when `message` is a response. `previous` is the prior MAC of a
     stream plus nothing else when `message` is a later one of a signed stream (then only the timers are digested).
-    `minimum_mac` is local policy in octets (0: none). `DecodeError` when the MAC's size is impossible (FORMERR, §5.2.2.1).
+    `minimum_mac` is local policy in octets (0: none). `DecodeError` for an impossible MAC size (§5.2.2.1).
     """
     if key is None or key.algorithm.name != tsig.algorithm:
         return Verdict(TsigError.BADKEY, tsig)

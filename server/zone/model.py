@@ -28,7 +28,7 @@ class StoredRR(NamedTuple):
 
 
 class Actor(NamedTuple):
-    """Who made a change: `kind` is update, lapse, operator or import; `key` a key name in text or ''; `peer` an address or ''."""
+    """Who made a change. `kind`: update, lapse, operator or import; `key`: its name in text; `peer`: an address."""
 
     kind: str
     key: str = ""
