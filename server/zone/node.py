@@ -1,0 +1,133 @@
+"""One owner name's RRsets as one `bytes` object: what a million records cost in memory is decided here.
+
+owner length u8 (0: the folded key is the owner's own case) | owner
+per RRset: type u16 | TTL u32 | count u16 | count times: expires u32 (0 permanent), RDLENGTH u16, rdata
+"""
+
+import struct
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from server.zone.model import StoredRR
+
+_RRSET: Final = struct.Struct("!HIH")
+_RR: Final = struct.Struct("!IH")
+PERMANENT: Final = 0
+
+
+class RRset(NamedTuple):
+    """Records of one owner and type. `expires` runs beside `rdatas`: seconds since 1970, 0 for permanent."""
+
+    rtype: int
+    ttl: int
+    rdatas: tuple[bytes, ...]
+    expires: tuple[int, ...]
+
+    def live(self, now: int) -> "RRset | None":
+        """What of it has not lapsed at `now`; None when nothing is left."""
+        if not any(0 < at <= now for at in self.expires):
+            return self
+        kept = [(rdata, at) for rdata, at in zip(self.rdatas, self.expires, strict=True) if not 0 < at <= now]
+        if not kept:
+            return None
+        return RRset(self.rtype, self.ttl, tuple(rdata for rdata, _ in kept), tuple(at for _, at in kept))
+
+    def answered_ttl(self, now: int) -> int:
+        """TTL capped by the shortest remaining lease, so that no cache outlives the record."""
+        earliest = min((at for at in self.expires if at), default=0)
+        return min(self.ttl, earliest - now) if earliest else self.ttl
+
+
+class Node(NamedTuple):
+    """A decoded owner name: its case as first received, and its RRsets by type."""
+
+    owner: bytes
+    rrsets: dict[int, RRset]
+
+
+def encode_node(key: bytes, node: Node) -> bytes | None:
+    """The blob of a node; None when it has no records. `key` is the folded owner."""
+    if not node.rrsets:
+        return None
+    out = [b"\0" if node.owner == key else bytes((len(node.owner),)) + node.owner]
+    for rrset in node.rrsets.values():
+        out.append(_RRSET.pack(rrset.rtype, rrset.ttl, len(rrset.rdatas)))
+        for rdata, at in zip(rrset.rdatas, rrset.expires, strict=True):
+            out.append(_RR.pack(at, len(rdata)))
+            out.append(rdata)
+    return b"".join(out)
+
+
+def decode_node(key: bytes, blob: bytes) -> Node:
+    """Take a blob apart again."""
+    size = blob[0]
+    position = 1 + size
+    owner = blob[1:position] if size else key
+    rrsets: dict[int, RRset] = {}
+    end = len(blob)
+    while position < end:
+        rtype, ttl, count = _RRSET.unpack_from(blob, position)
+        position += 8
+        rdatas: list[bytes] = []
+        expires: list[int] = []
+        for _ in range(count):
+            at, length = _RR.unpack_from(blob, position)
+            position += 6
+            expires.append(at)
+            rdatas.append(blob[position : position + length])
+            position += length
+        rrsets[rtype] = RRset(rtype, ttl, tuple(rdatas), tuple(expires))
+    return Node(owner, rrsets)
+
+
+def find_rrset(blob: bytes, wanted: int) -> RRset | None:
+    """One RRset out of a blob without decoding the others."""
+    position = 1 + blob[0]
+    end = len(blob)
+    while position < end:
+        rtype, ttl, count = _RRSET.unpack_from(blob, position)
+        position += 8
+        if rtype != wanted:
+            for _ in range(count):
+                position += 6 + (blob[position + 4] << 8 | blob[position + 5])
+            continue
+        rdatas: list[bytes] = []
+        expires: list[int] = []
+        for _ in range(count):
+            at, length = _RR.unpack_from(blob, position)
+            position += 6
+            expires.append(at)
+            rdatas.append(blob[position : position + length])
+            position += length
+        return RRset(rtype, ttl, tuple(rdatas), tuple(expires))
+    return None
+
+
+def has_type(blob: bytes, wanted: int) -> bool:
+    return find_rrset(blob, wanted) is not None
+
+
+def node_from_records(records: Iterable[StoredRR]) -> Node:
+    """Build a node from stored rows of one owner; the first row's case and each RRset's last TTL win."""
+    owner = b""
+    grouped: dict[int, list[StoredRR]] = {}
+    for record in records:
+        owner = owner or record.owner
+        grouped.setdefault(record.rtype, []).append(record)
+    return Node(
+        owner,
+        {
+            rtype: RRset(
+                rtype,
+                rows[-1].ttl,
+                tuple(row.rdata for row in rows),
+                tuple(row.expires_at or PERMANENT for row in rows),
+            )
+            for rtype, rows in grouped.items()
+        },
+    )
+
+
+def earliest_lapse(node: Node) -> int:
+    """The first moment at which one of its records lapses; 0 when none does."""
+    return min((at for rrset in node.rrsets.values() for at in rrset.expires if at), default=0)

@@ -1,0 +1,265 @@
+"""RFC 2136: zone section, prerequisites, prescan, and the update operations, on a draft.
+
+Each step raises `UpdateError` with the RCODE the RFC names; the draft is then dropped. Lapsed records must already be
+gone from the base (the writer lapses before it updates), so the rules here see only live data.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from protocol.constants import Class, Rcode, Type, is_meta_type, type_text
+from protocol.edns import UpdateLease
+from protocol.errors import DecodeError
+from protocol.message import Message
+from protocol.name import fold, to_text
+from protocol.rdata import canonical, soa_serial
+from protocol.serial import is_newer
+from server.zone.draft import Draft, is_in_zone
+from server.zone.node import RRset
+
+_SINGLETONS: Final = (Type.CNAME, Type.DNAME)
+_BESIDE_CNAME: Final = (Type.CNAME, Type.RRSIG, Type.NSEC)
+MAX_TTL: Final = 0x7FFFFFFF  # a TTL with the top bit set is taken as 0 (RFC 2181 §8)
+
+
+class UpdateError(Exception):
+    """The update is answered with `rcode`; `reason` is a sentence for the EDE and the log."""
+
+    def __init__(self, rcode: Rcode, reason: str) -> None:
+        super().__init__(reason)
+        self.rcode = rcode
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Prerequisite:
+    """One RR of section 2. `rdata` is canonical and only set for the value-dependent form."""
+
+    key: bytes
+    rtype: int
+    rclass: int
+    rdata: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateOp:
+    """One RR of section 3: `rclass` IN adds, ANY deletes an RRset (or, type ANY, a name), NONE deletes one RR."""
+
+    owner: bytes
+    key: bytes
+    rtype: int
+    rclass: int
+    ttl: int
+    rdata: bytes
+
+    @property
+    def is_add(self) -> bool:
+        return self.rclass == Class.IN
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """An UPDATE whose every section passed its form checks, ready for policy, prerequisites and apply."""
+
+    apex: bytes
+    prerequisites: tuple[Prerequisite, ...]
+    ops: tuple[UpdateOp, ...]
+
+
+def zone_of(message: Message) -> bytes:
+    """Folded apex named by the zone section (RFC 2136 §3.1)."""
+    if len(message.questions) != 1 or message.questions[0].rtype != Type.SOA:
+        raise UpdateError(Rcode.FORMERR, "the zone section must hold one question of type SOA")
+    return fold(message.questions[0].name)
+
+
+def read_update(message: Message, apex: bytes) -> Update:
+    """Check the form of every RR of sections 2 and 3 (RFC 2136 §3.2.5, §3.4.1.3), changing nothing."""
+    prerequisites = []
+    for record in message.answers:
+        key = fold(record.name)
+        where = f"prerequisite {to_text(record.name)} {type_text(record.rtype)}"
+        if record.ttl != 0:
+            raise UpdateError(Rcode.FORMERR, f"{where}: TTL must be 0")
+        if not is_in_zone(key, apex):
+            raise UpdateError(Rcode.NOTZONE, f"{where}: name outside the zone {to_text(apex)}")
+        rdata: bytes | None = None
+        if record.rclass in (Class.ANY, Class.NONE):
+            if record.rdlength:
+                raise UpdateError(Rcode.FORMERR, f"{where}: rdata must be empty")
+            if record.rtype != Type.ANY and is_meta_type(record.rtype):
+                raise UpdateError(Rcode.FORMERR, f"{where}: not a data type")
+        elif record.rclass == Class.IN:
+            if is_meta_type(record.rtype):
+                raise UpdateError(Rcode.FORMERR, f"{where}: not a data type")
+            try:
+                rdata = canonical(record.rtype, record.rdata(message.wire))
+            except DecodeError as error:
+                raise UpdateError(Rcode.FORMERR, f"{where}: {error.reason}") from None
+        else:
+            raise UpdateError(Rcode.FORMERR, f"{where}: class must be IN, ANY or NONE")
+        prerequisites.append(Prerequisite(key, record.rtype, record.rclass, rdata))
+    ops = []
+    for record in message.authority:
+        key = fold(record.name)
+        where = f"update {to_text(record.name)} {type_text(record.rtype)}"
+        if not is_in_zone(key, apex):
+            raise UpdateError(Rcode.NOTZONE, f"{where}: name outside the zone {to_text(apex)}")
+        data = b""
+        if record.rclass == Class.ANY:
+            if record.ttl or record.rdlength:
+                raise UpdateError(Rcode.FORMERR, f"{where}: a delete must have TTL 0 and no rdata")
+            if record.rtype != Type.ANY and is_meta_type(record.rtype):
+                raise UpdateError(Rcode.FORMERR, f"{where}: not a data type")
+        elif record.rclass in (Class.IN, Class.NONE):
+            if record.rclass == Class.NONE and record.ttl:
+                raise UpdateError(Rcode.FORMERR, f"{where}: a delete must have TTL 0")
+            if is_meta_type(record.rtype):
+                raise UpdateError(Rcode.FORMERR, f"{where}: not a data type")
+            try:
+                data = record.rdata(message.wire)
+            except DecodeError as error:
+                raise UpdateError(Rcode.FORMERR, f"{where}: {error.reason}") from None
+        else:
+            raise UpdateError(Rcode.FORMERR, f"{where}: class must be IN, ANY or NONE")
+        ttl = record.ttl if record.ttl <= MAX_TTL else 0
+        ops.append(UpdateOp(record.name, key, record.rtype, record.rclass, ttl, data))
+    return Update(apex, tuple(prerequisites), tuple(ops))
+
+
+def check_prerequisites(draft: Draft, prerequisites: tuple[Prerequisite, ...]) -> None:
+    """RFC 2136 §3.2: literal zone data, no wildcards, no CNAME; empty non-terminals are not in use.
+
+    The value-dependent sets are compared after all others, as the pseudo code does.
+    """
+    wanted: dict[tuple[bytes, int], set[bytes]] = {}
+    for item in prerequisites:
+        where = f"{to_text(item.key)} {type_text(item.rtype)}"
+        if item.rdata is not None:
+            wanted.setdefault((item.key, item.rtype), set()).add(item.rdata)
+        elif item.rtype == Type.ANY:
+            in_use = item.key == draft.apex or draft.node(item.key) is not None
+            if item.rclass == Class.ANY and not in_use:
+                raise UpdateError(Rcode.NXDOMAIN, f"prerequisite: {to_text(item.key)} is not in use")
+            if item.rclass == Class.NONE and in_use:
+                raise UpdateError(Rcode.YXDOMAIN, f"prerequisite: {to_text(item.key)} is in use")
+        else:
+            exists = draft.rrset(item.key, item.rtype) is not None
+            if item.rclass == Class.ANY and not exists:
+                raise UpdateError(Rcode.NXRRSET, f"prerequisite: no RRset {where}")
+            if item.rclass == Class.NONE and exists:
+                raise UpdateError(Rcode.YXRRSET, f"prerequisite: there is an RRset {where}")
+    for (key, rtype), rdatas in wanted.items():
+        rrset = draft.rrset(key, rtype)
+        have = {canonical(rtype, rdata) for rdata in rrset.rdatas} if rrset else set()
+        if have != rdatas:
+            raise UpdateError(Rcode.NXRRSET, f"prerequisite: RRset {to_text(key)} {type_text(rtype)} differs")
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTerms:
+    """What the records that an update adds are granted: moments they lapse at, 0 for permanent.
+
+    `keeps_permanent`: a leased re-add leaves a permanent record permanent; `keeps_lease`: one without a lease leaves a
+    leased record its lease (D-numbered in docs/deviations.md; RFC 9664 leaves both open).
+    """
+
+    expires: int
+    key_expires: int
+    keeps_permanent: bool = True
+    keeps_lease: bool = False
+
+    def for_type(self, rtype: int) -> int:
+        return self.key_expires if rtype == Type.KEY else self.expires
+
+
+PERMANENT_TERMS: Final = LeaseTerms(0, 0)
+
+
+def granted(wish: UpdateLease, minimum: int, maximum: int, key_maximum: int) -> UpdateLease:
+    """Clamp a wish in seconds; the answer has the form of the request (RFC 9664 §4.2)."""
+    lease = max(minimum, min(wish.lease, maximum))
+    if wish.key_lease is None:
+        return UpdateLease(lease)
+    return UpdateLease(lease, max(minimum, min(wish.key_lease, key_maximum)))
+
+
+def apply_update(draft: Draft, update: Update, terms: LeaseTerms) -> None:
+    """Carry out section 3 in order on the draft (RFC 2136 §3.4.2)."""
+    for op in update.ops:
+        if op.rclass == Class.IN:
+            _add(draft, op, terms.for_type(op.rtype), terms)
+        elif op.rclass == Class.NONE:
+            _delete_rr(draft, op)
+        elif op.rtype == Type.ANY:
+            _delete_name(draft, op.key)
+        elif op.key != draft.apex or op.rtype not in (Type.SOA, Type.NS):
+            draft.drop(op.key, op.rtype)
+
+
+def _add(draft: Draft, op: UpdateOp, expires: int, terms: LeaseTerms) -> None:
+    if op.rtype == Type.SOA:
+        _set_soa(draft, op)
+        return
+    node = draft.node(op.key)
+    types = set(node.rrsets) if node else set()
+    if op.key == draft.apex:
+        types.add(Type.SOA)
+    if op.rtype == Type.CNAME:
+        if types - set(_BESIDE_CNAME):
+            return  # CNAME over other data: ignored (RFC 2136 §3.4.2.2)
+    elif Type.CNAME in types and op.rtype not in _BESIDE_CNAME:
+        return  # other data over CNAME: ignored
+    rrset = node.rrsets.get(op.rtype) if node else None
+    wanted = canonical(op.rtype, op.rdata)
+    rows: list[tuple[bytes, int]] = []
+    found = False
+    for rdata, at in zip(rrset.rdatas, rrset.expires, strict=True) if rrset else ():
+        if canonical(op.rtype, rdata) == wanted:
+            found = True
+            if (at == 0 and expires and terms.keeps_permanent) or (at and not expires and terms.keeps_lease):
+                rows.append((rdata, at))
+            else:
+                rows.append((rdata, expires))
+        elif op.rtype in _SINGLETONS or (op.rtype == Type.WKS and rdata[:5] == op.rdata[:5]):
+            continue
+        else:
+            rows.append((rdata, at))
+    if not found:
+        rows.append((op.rdata, expires))
+    draft.put(op.owner, RRset(op.rtype, op.ttl, tuple(r for r, _ in rows), tuple(at for _, at in rows)))
+
+
+def _set_soa(draft: Draft, op: UpdateOp) -> None:
+    """An SOA moves the zone only forward and only at the apex; else it is ignored (RFC 2136 §3.4.2.2)."""
+    if op.key == draft.apex and is_newer(soa_serial(op.rdata), draft.serial):
+        draft.soa_template = op.rdata
+        draft.soa_ttl = op.ttl
+        draft.serial = soa_serial(op.rdata)
+
+
+def _delete_rr(draft: Draft, op: UpdateOp) -> None:
+    if op.rtype == Type.SOA:
+        return
+    rrset = draft.rrset(op.key, op.rtype)
+    if rrset is None:
+        return
+    if op.rtype == Type.NS and op.key == draft.apex and len(rrset.rdatas) == 1:
+        return  # the last NS of the zone stays (RFC 2136 §3.4.2.4)
+    gone = canonical(op.rtype, op.rdata)
+    rows = [
+        (rdata, at) for rdata, at in zip(rrset.rdatas, rrset.expires, strict=True) if canonical(op.rtype, rdata) != gone
+    ]
+    if len(rows) == len(rrset.rdatas):
+        return
+    if rows:
+        draft.put(op.owner, RRset(op.rtype, rrset.ttl, tuple(r for r, _ in rows), tuple(at for _, at in rows)))
+    else:
+        draft.drop(op.key, op.rtype)
+
+
+def _delete_name(draft: Draft, key: bytes) -> None:
+    node = draft.node(key)
+    for rtype in list(node.rrsets) if node else ():
+        if key != draft.apex or rtype != Type.NS:
+            draft.drop(key, rtype)

@@ -1,0 +1,160 @@
+"""The zone as queries see it: an index of immutable nodes, replaced node by node in one uninterrupted step.
+
+Readers take what they need from it without an await in between, so each sees one serial; whoever must look longer (a
+transfer) copies the index first. The SOA stands apart from the apex node because its serial moves with every commit.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from protocol.constants import Type
+from protocol.name import fold, parent
+from protocol.rdata import soa_with_serial
+from server.zone.model import RR, StoredRR
+from server.zone.node import Node, RRset, decode_node, encode_node, find_rrset, has_type, node_from_records
+
+
+@dataclass(slots=True)
+class Zone:
+    """One zone in memory. `apex` and index keys are folded names. `member_id` is set for a private member's zone."""
+
+    id: int
+    apex: bytes
+    serial: int
+    soa_template: bytes
+    soa_ttl: int
+    member_id: int | None = None
+    nodes: dict[bytes, bytes] = field(default_factory=dict)
+    children: dict[bytes, int] = field(default_factory=dict)  # existing names directly below, empty non-terminals too
+    cuts: set[bytes] = field(default_factory=set)  # owners of NS below the apex, and of DNAME
+
+    @property
+    def is_private(self) -> bool:
+        return self.member_id is not None
+
+    @property
+    def soa(self) -> bytes:
+        """SOA rdata with the current serial."""
+        return soa_with_serial(self.soa_template, self.serial)
+
+    def soa_rr(self) -> RR:
+        return RR(self.apex, Type.SOA, self.soa_ttl, self.soa)
+
+    def node(self, key: bytes) -> Node | None:
+        """The node at a folded owner name; the apex node without its SOA."""
+        blob = self.nodes.get(key)
+        return None if blob is None else decode_node(key, blob)
+
+    def rrset(self, key: bytes, rtype: int, now: int) -> RRset | None:
+        """Records at a folded owner name that have not lapsed at `now`."""
+        if rtype == Type.SOA:
+            return RRset(Type.SOA, self.soa_ttl, (self.soa,), (0,)) if key == self.apex else None
+        blob = self.nodes.get(key)
+        found = None if blob is None else find_rrset(blob, rtype)
+        return None if found is None else found.live(now)
+
+    def exists(self, key: bytes) -> bool:
+        """Whether a folded name exists: with records, as an empty non-terminal, or as the apex (RFC 8020)."""
+        return key in self.nodes or key in self.children or key == self.apex
+
+    def replace(self, key: bytes, blob: bytes | None) -> None:
+        """Put one node in the place of what was at `key`, or take it away (None)."""
+        if blob is None:
+            if self.nodes.pop(key, None) is not None:
+                self._unlink(key)
+            self.cuts.discard(key)
+            return
+        if key not in self.nodes:
+            self._link(key)
+        self.nodes[key] = blob
+        if (key != self.apex and has_type(blob, Type.NS)) or has_type(blob, Type.DNAME):
+            self.cuts.add(key)
+        else:
+            self.cuts.discard(key)
+
+    def _link(self, key: bytes) -> None:
+        """Count a name that begins to exist at its parent, and so on up until one that existed already."""
+        if key in self.children:
+            return
+        while key != self.apex:
+            above = parent(key)
+            existed = self.exists(above)
+            self.children[above] = self.children.get(above, 0) + 1
+            if existed:
+                return
+            key = above
+
+    def _unlink(self, key: bytes) -> None:
+        while key != self.apex and not (key in self.nodes or key in self.children):
+            above = parent(key)
+            left = self.children[above] - 1
+            if left:
+                self.children[above] = left
+                return
+            del self.children[above]
+            key = above
+
+    def load(self, records: Iterable[StoredRR]) -> None:
+        """Fill an empty zone from rows ordered by folded owner."""
+        pending: list[StoredRR] = []
+        current = b""
+        for record in records:
+            key = fold(record.owner)
+            if key != current and pending:
+                self._store(current, pending)
+                pending = []
+            current = key
+            pending.append(record)
+        if pending:
+            self._store(current, pending)
+
+    def _store(self, key: bytes, records: list[StoredRR]) -> None:
+        self.replace(key, encode_node(key, node_from_records(records)))
+
+    def records(self, now: int) -> Iterator[RR]:
+        """Every record not lapsed at `now`, SOA first: what a transfer sends."""
+        yield self.soa_rr()
+        for key, blob in list(self.nodes.items()):
+            node = decode_node(key, blob)
+            for rrset in node.rrsets.values():
+                live = rrset.live(now)
+                if live is not None:
+                    for rdata in live.rdatas:
+                        yield RR(node.owner, live.rtype, live.ttl, rdata)
+
+
+class Zones:
+    """All zones served, by folded apex."""
+
+    def __init__(self, zones: Iterable[Zone] = ()) -> None:
+        self._by_apex: dict[bytes, Zone] = {zone.apex: zone for zone in zones}
+
+    def __iter__(self) -> Iterator[Zone]:
+        return iter(self._by_apex.values())
+
+    def __len__(self) -> int:
+        return len(self._by_apex)
+
+    def at(self, apex: bytes) -> Zone | None:
+        """The zone with exactly this folded apex."""
+        return self._by_apex.get(apex)
+
+    def add(self, zone: Zone) -> None:
+        self._by_apex[zone.apex] = zone
+
+    def remove(self, apex: bytes) -> None:
+        self._by_apex.pop(apex, None)
+
+    def enclosing(self, key: bytes, rtype: int = 0) -> Zone | None:
+        """The deepest zone a folded name is in. DS at an apex belongs to the parent side (RFC 4035 §3.1.4.1)."""
+        if rtype == Type.DS and key[0] and key in self._by_apex:
+            above = self.enclosing(parent(key))
+            if above is not None:
+                return above
+        while True:
+            zone = self._by_apex.get(key)
+            if zone is not None:
+                return zone
+            if not key[0]:
+                return None
+            key = key[key[0] + 1 :]
