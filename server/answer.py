@@ -83,9 +83,9 @@ def _stays_above(zone: Zone, key: bytes, rtype: int) -> bool:
 
 
 def _follow_dname(zone: Zone, cut: bytes, owner: bytes, key: bytes, now: int, answer: Answer) -> bytes | None:
-    """The name a DNAME at `cut` rewrites `owner` to; None when the cut is a delegation, b"" when it cannot be followed."""
+    """The name a DNAME at `cut` rewrites `owner` to; None when the cut is a delegation, b"" when it fails."""
     dname = zone.rrset(cut, Type.DNAME, now)
-    if dname is None or zone.rrset(cut, Type.NS, now) is not None and cut != zone.apex:
+    if dname is None or (zone.rrset(cut, Type.NS, now) is not None and cut != zone.apex):
         return None
     _append(answer.answers, zone, cut, dname, now)
     prefix = owner[: len(key) - len(cut)]
@@ -114,10 +114,7 @@ def _at_name(zone: Zone, owner: bytes, key: bytes, rtype: int, now: int, answer:
             answer.rcode = Rcode.NXDOMAIN
             _add_negative(zone, answer)
             return None
-    if rtype == Type.ANY:
-        chosen = _any_rrset(zone, source, now)
-    else:
-        chosen = zone.rrset(source, rtype, now)
+    chosen = _any_rrset(zone, source, now) if rtype == Type.ANY else zone.rrset(source, rtype, now)
     if chosen is not None:
         _append(answer.answers, zone, owner, chosen, now)
         return None
@@ -166,7 +163,7 @@ def _append(section: list[RR], zone: Zone, owner: bytes, rrset: RRset, now: int)
 
 
 def _add_targets(zone: Zone, answer: Answer, now: int) -> None:
-    """A and AAAA of the hosts that NS, SRV and MX in the answer name, as far as this zone knows them (glue included)."""
+    """A and AAAA of the hosts that NS, SRV and MX in the answer name, as far as this zone knows them."""
     seen = {(fold(rr.owner), rr.rtype) for rr in answer.answers}
     for rr in (*answer.answers, *answer.authority):
         at = _TARGET_AT.get(rr.rtype)  # type: ignore[call-overload]  # plain ints look up IntEnum keys

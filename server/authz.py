@@ -11,15 +11,17 @@ from server.zone.update import Update
 from server.zone.zone import Zone
 
 _NOT_FOR_MEMBERS: Final = frozenset(
-    (Type.SOA, Type.NS, Type.DNAME, Type.SIG, Type.KEY, Type.NXT, Type.DS, Type.RRSIG, Type.NSEC, Type.DNSKEY)
-    + (Type.NSEC3, Type.NSEC3PARAM, Type.CDS, Type.CDNSKEY)
+    (
+        *(Type.SOA, Type.NS, Type.DNAME, Type.SIG, Type.KEY, Type.NXT, Type.DS, Type.RRSIG, Type.NSEC),
+        *(Type.DNSKEY, Type.NSEC3, Type.NSEC3PARAM, Type.CDS, Type.CDNSKEY),
+    )
 )
 
 
 def may_read(principal: Principal | None, zone: Zone, key: bytes, rtype: int) -> None:
     """Raise unless the question may be answered: a private zone opens only its SOA, NS and discovery names.
 
-    `key` is the folded owner name asked for (RFC 6281 §7.2; Apple's private domains: discovery must work without a key).
+    `key` is the folded owner name asked for (RFC 6281 §7.2; discovery must work without a key).
     """
     if not zone.is_private:
         return

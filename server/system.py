@@ -16,7 +16,7 @@ class Clock(Protocol):
         """Wall clock, seconds since 1970: what TSIG compares."""
         ...
 
-    def lease(self) -> int:
+    def lease(self) -> float:
         """Seconds since 1970 as leases count them: the wall clock at start carried on by the monotonic one."""
         ...
 
@@ -33,8 +33,8 @@ class SystemClock:
     def unix(self) -> int:
         return int(time.time())
 
-    def lease(self) -> int:
-        return int(self._offset + time.clock_gettime(time.CLOCK_BOOTTIME))
+    def lease(self) -> float:
+        return self._offset + time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Entropy(Protocol):

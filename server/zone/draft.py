@@ -196,37 +196,6 @@ def publish(zone: Zone, batch: Draft) -> Iterator[tuple[bytes, Node | None]]:
         yield key, node
 
 
-def apply_change(zone: Zone, change: Change) -> Draft:
-    """The draft that a journal entry written by another process makes of our zone (its serial must follow ours)."""
-    draft = Draft(zone)
-    for rr in change.removed:
-        if rr.rtype == Type.SOA:
-            continue
-        key = fold(rr.owner)
-        rrset = draft.rrset(key, rr.rtype)
-        if rrset is None:
-            continue
-        gone = canonical(rr.rtype, rr.rdata)
-        kept = [
-            (rdata, at)
-            for rdata, at in zip(rrset.rdatas, rrset.expires, strict=True)
-            if canonical(rr.rtype, rdata) != gone
-        ]
-        if kept:
-            draft.put(rr.owner, RRset(rr.rtype, rrset.ttl, tuple(r for r, _ in kept), tuple(a for _, a in kept)))
-        else:
-            draft.drop(key, rr.rtype)
-    for rr in change.added:
-        if rr.rtype == Type.SOA:
-            draft.soa_template, draft.soa_ttl = rr.rdata, rr.ttl
-            continue
-        rrset = draft.rrset(fold(rr.owner), rr.rtype)
-        rdatas, expires = (rrset.rdatas, rrset.expires) if rrset else ((), ())
-        draft.put(rr.owner, RRset(rr.rtype, rr.ttl, (*rdatas, rr.rdata), (*expires, 0)))
-    draft.serial = change.serial_to
-    return draft
-
-
 def is_in_zone(key: bytes, apex: bytes) -> bool:
     """Whether a folded name lies in the zone (RFC 2136 §3.2: else NOTZONE)."""
     return is_at_or_below(key, apex)

@@ -1,0 +1,317 @@
+"""The server put together: store, zones, keys, writer, push, listeners. Starts in order and stops in the reverse."""
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from protocol.name import from_text, to_text
+from server.config import ServerSettings, split_host_port
+from server.dispatch import Dispatcher
+from server.keyring import Keyring, Principal
+from server.members import ServiceSettings, ensure_service_zone
+from server.metrics import Metrics, serve_metrics
+from server.peer import Peer
+from server.push.service import PushService
+from server.store.api import Store, StoreError
+from server.store.open import open_store
+from server.system import Clock, Entropy, SystemClock, SystemEntropy
+from server.transport.stream import StreamLimits, StreamServer
+from server.transport.udp import UdpListener
+from server.writer import Writer, load_zone
+from server.zone.leases import LeaseQueue
+from server.zone.model import Change
+from server.zone.zone import Zones
+
+log = structlog.get_logger(__name__)
+
+POLL_SECONDS: Final = 0.5  # how soon another process's commit is noticed
+KEY_USE_SECONDS: Final = 30.0  # how often the last use of keys is written
+STOP_SECONDS: Final = 10.0
+
+
+class StartError(Exception):
+    """The server cannot start; the text is one plain line for the operator."""
+
+
+class Server:
+    """One authoritative server in this process."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        *,
+        clock: Clock | None = None,
+        entropy: Entropy | None = None,
+        on_change: Callable[[Change], None] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.clock = clock or SystemClock()
+        self.entropy = entropy or SystemEntropy()
+        self.metrics = Metrics()
+        self.zones = Zones()
+        self.keyring = Keyring()
+        self.leases = LeaseQueue()
+        self._watch_change = on_change
+        self._udp: dict[int, UdpListener] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = asyncio.Event()
+        self.tls_port: int | None = None
+        self.metrics_port: int | None = None
+        self.store: Store
+        self.writer: Writer
+        self.push: PushService
+        self.streams: StreamServer
+
+    async def start(self) -> None:
+        """Serve when it returns. `StartError` when it cannot, with nothing left behind."""
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start(self) -> None:
+        settings = self.settings
+        tls = self._tls_context()
+        try:
+            self.store = await open_store(settings.database.url, settings.database.master_key_file)
+            generation = await self.store.generation()
+        except StoreError as error:
+            raise StartError(str(error)) from None
+        self.push = PushService(
+            settings.llq, self.clock, self.entropy, self.keyring, self.metrics, self._send, self._keep_open
+        )
+        self.writer = Writer(
+            zones=self.zones,
+            store=self.store,
+            clock=self.clock,
+            leases=self.leases,
+            limits=settings.lease,
+            metrics=self.metrics,
+            on_change=self._changed,
+        )
+        dispatcher = Dispatcher(
+            zones=self.zones,
+            keyring=self.keyring,
+            writer=self.writer,
+            push=self.push,
+            clock=self.clock,
+            metrics=self.metrics,
+            allow_md5=settings.dns.allow_md5,
+        )
+        dns = settings.dns
+        limits = StreamLimits(dns.tcp_idle_seconds, dns.tcp_connections, dns.tcp_connections_per_address)
+        self.streams = StreamServer(dispatcher.handle, limits, self.metrics, self.push.stream_closed)
+        await self._load()
+        await self._listen(dispatcher, tls)
+        await self._publish_service()
+        await self.writer.catch_up()
+        await self._load_keys()
+        while self.leases.next_moment() is not None and self.leases.next_moment() <= self.clock.lease():  # type: ignore[operator]
+            await self.writer.step([])
+        if settings.metrics.listen:
+            address, port = split_host_port(settings.metrics.listen)
+            self.metrics_port = await self._metrics_listener(address, port)
+        self._spawn("writer", self.writer.run())
+        self._spawn("follow", self._follow(generation))
+        self._spawn("key use", self._write_key_use())
+
+    def _spawn(self, name: str, work: "asyncio._CoroutineLike[None]") -> None:
+        self._tasks.append(asyncio.get_running_loop().create_task(self._root(name, work), name=name))
+
+    async def _root(self, name: str, work: "asyncio._CoroutineLike[None]") -> None:
+        """Root of a worker: a fault of ours is logged and counted, and stops the server, never silently the worker."""
+        try:
+            await work
+        except Exception:
+            self.metrics.faults.labels(name).inc()
+            log.exception("worker failed, stopping", worker=name)
+            self.failed = True
+            self._stopping.set()
+
+    async def wait(self) -> bool:
+        """Until `request_stop` or a worker's fault; True when it was asked for."""
+        await self._stopping.wait()
+        return not self.failed
+
+    failed = False
+
+    def request_stop(self) -> None:
+        self._stopping.set()
+
+    async def stop(self) -> None:
+        """Listeners first, then the queue is written, then streams, then the store."""
+        self._stopping.set()
+        for listener in self._udp.values():
+            listener.pause()
+        if hasattr(self, "writer"):
+            self.writer.stop()
+        for task in self._tasks:
+            try:
+                async with asyncio.timeout(STOP_SECONDS):
+                    await task
+            except TimeoutError:
+                log.error("worker did not end in time", worker=task.get_name())
+        self._tasks.clear()
+        if hasattr(self, "push"):
+            self.push.close()
+        if hasattr(self, "streams"):
+            await self.streams.close()
+        for listener in self._udp.values():
+            listener.close()
+        if hasattr(self, "store"):
+            await self._flush_key_use()
+            await self.store.close()
+
+    def _tls_context(self) -> ssl.SSLContext | None:
+        dns = self.settings.dns
+        if not dns.listen_tls:
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["dot"])
+        assert dns.certificate_file and dns.key_file
+        for file in (dns.certificate_file, dns.key_file):
+            if not Path(file).is_file():
+                raise StartError(f"no such file: {file}")
+        try:
+            context.load_cert_chain(dns.certificate_file, dns.key_file)
+        except (OSError, ssl.SSLError) as error:
+            raise StartError(f"cannot use certificate {dns.certificate_file}: {error}") from None
+        return context
+
+    async def _load(self) -> None:
+        for row in await self.store.load_zones():
+            self.zones.add(await load_zone(self.store, row))
+        for zone in self.zones:
+            for key in zone.nodes:
+                self.leases.watch(zone.apex, key, zone.node(key))
+
+    async def _listen(self, dispatcher: Dispatcher, tls: ssl.SSLContext | None) -> None:
+        for number, text in enumerate(self.settings.dns.listen):
+            address, port = split_host_port(text)
+            try:
+                listener = await UdpListener.open(number, address, port, dispatcher.handle)
+                self._udp[number] = listener
+                await self.streams.listen(address, listener.port)
+            except OSError as error:
+                raise StartError(f"cannot listen on {text}: {error.strerror or error}") from None
+        for text in self.settings.dns.listen_tls:
+            address, port = split_host_port(text)
+            try:
+                bound = await self.streams.listen(address, port, tls)
+            except OSError as error:
+                raise StartError(f"cannot listen on {text} (tls): {error.strerror or error}") from None
+            self.tls_port = self.tls_port or bound
+            try:
+                # Apple's clients acknowledge events of a TLS stream by UDP to the TLS port's number
+                self._udp[len(self._udp)] = await UdpListener.open(len(self._udp), address, bound, dispatcher.handle)
+            except OSError as error:
+                log.warning("no UDP beside the TLS port", port=bound, error=str(error))
+
+    @property
+    def port(self) -> int:
+        """The first listener's port."""
+        return self._udp[0].port
+
+    async def _publish_service(self) -> None:
+        """The service zone, its name server and every discovery name, as the listeners now are."""
+        zone = self.settings.zone
+        apex = from_text(zone.name)
+        host = from_text(zone.name_server) if zone.name_server else b"\x02ns" + apex
+        addresses = zone.addresses or [
+            address for address, _ in map(split_host_port, self.settings.dns.listen) if address not in ("0.0.0.0", "::")
+        ]
+        service = ServiceSettings(
+            apex=apex,
+            name_server=host,
+            addresses=tuple(addresses),
+            port=zone.advertise_port or self.port,
+            tls_port=zone.advertise_tls_port or self.tls_port,
+        )
+        try:
+            await ensure_service_zone(self.store, service, now=int(self.clock.lease()))
+        except StoreError as error:
+            raise StartError(str(error)) from None
+
+    async def _load_keys(self) -> None:
+        members = {member.id: member for member in await self.store.members()}
+        self.keyring.replace(
+            Principal(row.key, row.member_id, members[row.member_id].domain if row.member_id is not None else None)
+            for row in await self.store.keys()
+            if row.revoked_at is None and (row.member_id is None or row.member_id in members)
+        )
+
+    async def _follow(self, generation: int) -> None:
+        """Notice what the command line and other nodes commit."""
+        while not await self._pause(POLL_SECONDS):
+            try:
+                seen = await self.store.generation()
+                if seen == generation:
+                    continue
+                generation = seen
+                await self._load_keys()
+                self.writer.follow()
+            except StoreError as error:
+                self.metrics.store_errors.inc()
+                log.error("cannot follow the database", error=str(error))
+
+    async def _write_key_use(self) -> None:
+        while not await self._pause(KEY_USE_SECONDS):
+            await self._flush_key_use()
+
+    async def _flush_key_use(self) -> None:
+        used = self.keyring.take_uses()
+        if not used:
+            return
+        try:
+            await self.store.touch_keys(used)
+        except StoreError as error:
+            self.metrics.store_errors.inc()
+            log.error("cannot note key use", error=str(error))
+
+    async def _pause(self, seconds: float) -> bool:
+        """Wait; True when the server is stopping."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _metrics_listener(self, address: str, port: int) -> int:
+        try:
+            server = await serve_metrics(self.metrics, address, port)
+        except OSError as error:
+            raise StartError(f"cannot listen on {address}:{port} (metrics): {error.strerror or error}") from None
+        self.streams.adopt(server)
+        return int(server.sockets[0].getsockname()[1])
+
+    def _changed(self, change: Change) -> None:
+        self.push.publish(change)
+        if self._watch_change is not None:
+            self._watch_change(change)
+
+    def _send(self, peer: Peer, wire: bytes) -> bool:
+        """Send an event where its subscription lives; False when that stream is gone."""
+        if peer.transport != "udp":
+            return self.streams.send(peer, wire)
+        listener = self._udp.get(peer.via)
+        if listener is None:
+            return False
+        listener.send(peer, wire)
+        return True
+
+    def _keep_open(self, via: int, wanted: bool) -> None:
+        connection = self.streams.connections.get(via)
+        if connection is not None:
+            connection.keep_open() if wanted else connection.let_idle()
+
+    def describe(self) -> str:
+        """One line for the log when ready."""
+        zones = ", ".join(to_text(zone.apex) for zone in list(self.zones)[:3])
+        return f"{len(self.zones)} zones ({zones}{', ...' if len(self.zones) > 3 else ''})"

@@ -1,0 +1,232 @@
+"""The pipeline on one page: bytes in, at most one reply out. The only place that turns exceptions into RCODEs.
+
+datagram -> decode -> authenticate -> authorise -> QUERY  : answer on the snapshot
+                                                -> LLQ    : subscription state machine + answer
+                                                -> UPDATE : writer queue, reply after the commit
+QR=1     -> acknowledgement of an event, else dropped (answering responses would make loops)
+"""
+
+from typing import Final
+
+import structlog
+
+from protocol.constants import (
+    HEADER_OCTETS,
+    Class,
+    Ede,
+    EdnsOption,
+    Opcode,
+    Rcode,
+    Type,
+    is_meta_type,
+    rcode_text,
+    type_text,
+)
+from protocol.edns import UpdateLease, extended_error, update_lease
+from protocol.errors import DecodeError
+from protocol.message import Question, decode, decode_header
+from protocol.name import fold, to_text
+from server.answer import resolve
+from server.authn import authenticate
+from server.authz import may_read, may_update
+from server.keyring import Keyring
+from server.metrics import Metrics
+from server.peer import Peer
+from server.push.service import PushService
+from server.reply import Reply, header_only
+from server.request import Authenticated, Decoded, Refusal, Send, SignatureRefusal
+from server.system import Clock
+from server.writer import Outcome, PendingUpdate, Writer
+from server.zone.model import Actor
+from server.zone.update import Update, UpdateError, read_update, zone_of
+from server.zone.zone import Zone, Zones
+
+log = structlog.get_logger(__name__)
+
+_NOTHING: Final = b""  # what a stream is told when a message gets no reply
+
+
+class Dispatcher:
+    """Takes messages from every transport. Nothing here awaits; a reply to an update is sent by the writer."""
+
+    def __init__(
+        self,
+        *,
+        zones: Zones,
+        keyring: Keyring,
+        writer: Writer,
+        push: PushService,
+        clock: Clock,
+        metrics: Metrics,
+        allow_md5: bool,
+    ) -> None:
+        self._zones = zones
+        self._keyring = keyring
+        self._writer = writer
+        self._push = push
+        self._clock = clock
+        self._metrics = metrics
+        self._allow_md5 = allow_md5
+
+    def handle(self, wire: bytes, peer: Peer, send: Send) -> None:
+        """Take one message. `send` is called once: with the reply, or with b"" when there is none to wait for."""
+        if len(wire) < HEADER_OCTETS:
+            self._drop("short", send)
+            return
+        header = decode_header(wire)
+        if header.is_response:
+            self._acknowledge(wire, peer, send)
+            return
+        try:
+            decoded = Decoded(decode(wire), peer, self._clock.monotonic())
+        except DecodeError as error:
+            log.debug("undecodable", peer=peer.address, reason=error.reason, offset=error.offset)
+            self._send(header_only(header, Rcode.FORMERR), peer, header.opcode, Rcode.FORMERR, send)
+            return
+        try:
+            self._answer(decoded, send)
+        except Exception:
+            self._metrics.faults.labels("dispatch").inc()
+            log.exception("fault while answering", peer=peer.address, opcode=header.opcode)
+            self._send(header_only(header, Rcode.SERVFAIL), peer, header.opcode, Rcode.SERVFAIL, send)
+
+    def _answer(self, decoded: Decoded, send: Send) -> None:
+        """The stages in order; every refusal of theirs is worded here."""
+        message, peer = decoded.message, decoded.peer
+        opcode = message.header.opcode
+        unix = self._clock.unix()
+        reply = Reply(message, peer, unix=unix)
+        try:
+            if message.opt is not None and message.opt.version != 0:
+                raise Refusal(Rcode.BADVERS, "EDNS version is not 0")
+            request = authenticate(decoded, self._keyring, unix=unix, allow_md5=self._allow_md5)
+            reply = Reply(message, peer, unix=unix, principal=request.principal, tsig=request.tsig)
+            if opcode == Opcode.QUERY:
+                self._send(self._query(request, reply), peer, opcode, Rcode.NOERROR, send)
+            elif opcode == Opcode.UPDATE:
+                self._update(request, reply, send)
+            else:
+                raise Refusal(Rcode.NOTIMP, f"opcode {opcode} is not spoken here", ede=Ede.NOT_SUPPORTED)
+        except DecodeError as error:
+            self._refuse(reply, decoded, Rcode.FORMERR, error.reason, Ede.OTHER, send)
+        except UpdateError as error:
+            self._refuse(reply, decoded, error.rcode, error.reason, Ede.OTHER, send)
+        except Refusal as refusal:
+            self._refuse(reply, decoded, refusal.rcode, refusal.reason, refusal.ede, send)
+        except SignatureRefusal as refusal:
+            signer = Reply(message, peer, unix=unix, principal=refusal.principal, tsig=refusal.tsig)
+            log.debug("signature refused", peer=peer.address, reason=refusal.reason)
+            options = [extended_error(Ede.PROHIBITED, refusal.reason)] if message.opt else []
+            wire = signer.tsig_error(refusal.error, refusal.tsig, options)
+            self._send(wire, peer, opcode, Rcode.NOTAUTH, send)
+
+    def _refuse(self, reply: Reply, decoded: Decoded, rcode: Rcode, reason: str, ede: int | None, send: Send) -> None:
+        message, peer = decoded.message, decoded.peer
+        if message.header.opcode == Opcode.UPDATE:
+            self._log_update(decoded, reply, Outcome(rcode, reason))
+        options = [extended_error(Ede.OTHER if ede is None else ede, reason)]
+        wire = reply.build(rcode, None, options)
+        self._send(wire, peer, message.header.opcode, rcode, send)
+
+    def _query(self, request: Authenticated, reply: Reply) -> bytes:
+        message = request.message
+        if message.opt is not None and message.opt.all(EdnsOption.LLQ):
+            return self._push.query(request, reply, self._lookup_zone)
+        if len(message.questions) != 1:
+            raise Refusal(Rcode.FORMERR, "a query has one question")
+        question = message.questions[0]
+        zone = self._lookup_zone(question)
+        key = fold(question.name)
+        if is_meta_type(question.rtype) and question.rtype != Type.ANY:
+            raise Refusal(Rcode.NOTIMP, f"{type_text(question.rtype)} is not served", ede=Ede.NOT_SUPPORTED)
+        may_read(request.principal, zone, key, question.rtype)
+        answer = resolve(zone, question.name, question.rtype, int(self._clock.lease()))
+        return reply.build(answer.rcode, answer)
+
+    def _lookup_zone(self, question: Question) -> Zone:
+        """The zone a question is for; REFUSED when it is none of ours."""
+        if question.rclass not in (Class.IN, Class.ANY):
+            raise Refusal(Rcode.REFUSED, "only class IN is served", ede=Ede.NOT_SUPPORTED)
+        zone = self._zones.enclosing(fold(question.name), question.rtype)
+        if zone is None:
+            raise Refusal(
+                Rcode.REFUSED, f"{to_text(question.name)} is in no zone served here", ede=Ede.NOT_AUTHORITATIVE
+            )
+        return zone
+
+    def _update(self, request: Authenticated, reply: Reply, send: Send) -> None:
+        """Form and policy here; prerequisites and the change in the writer, where they see what came before."""
+        message = request.message
+        apex = zone_of(message)
+        zone = self._zones.at(apex)
+        if zone is None or message.questions[0].rclass != Class.IN:
+            raise Refusal(Rcode.NOTAUTH, f"{to_text(apex)} is no zone served here", ede=Ede.NOT_AUTHORITATIVE)
+        if request.principal is None:
+            raise Refusal(Rcode.REFUSED, "updates must be signed", ede=Ede.PROHIBITED)
+        lease = update_lease(message.opt)
+        update = read_update(message, apex)
+        self._check_zone(zone, update)
+        principal = may_update(request.principal, zone, update, leased=lease is not None and lease.lease > 0)
+        actor = Actor("update", to_text(principal.key.name), request.peer.address)
+
+        def done(outcome: Outcome) -> None:
+            self._metrics.update_seconds.observe(self._clock.monotonic() - request.decoded.at)
+            self._log_update(request.decoded, reply, outcome)
+            signed = Reply(
+                message, request.peer, unix=self._clock.unix(), principal=request.principal, tsig=request.tsig
+            )
+            wire = signed.build(outcome.rcode, None, _update_options(outcome))
+            self._send(wire, request.peer, Opcode.UPDATE, outcome.rcode, send)
+
+        pending = PendingUpdate(apex, update, lease, principal.is_admin, actor, done)
+        if not self._writer.submit(pending):
+            raise Refusal(Rcode.SERVFAIL, "too many updates are waiting, try again", ede=Ede.NOT_READY)
+
+    def _check_zone(self, zone: Zone, update: Update) -> None:
+        """NOTZONE for a name that lies in a deeper zone of ours: the parent has no say there (RFC 2136 §3.4.1.2)."""
+        for key in (*(item.key for item in update.prerequisites), *(op.key for op in update.ops)):
+            deeper = self._zones.enclosing(key)
+            if deeper is not None and deeper is not zone and key != deeper.apex:
+                raise Refusal(Rcode.NOTZONE, f"{to_text(key)} is in zone {to_text(deeper.apex)}, send it there")
+
+    def _acknowledge(self, wire: bytes, peer: Peer, send: Send) -> None:
+        try:
+            message = decode(wire)
+        except DecodeError:
+            self._drop("response", send)
+            return
+        if not self._push.acknowledge(message, peer):
+            self._drop("response", send)
+            return
+        send(_NOTHING)
+
+    def _log_update(self, decoded: Decoded, reply: Reply, outcome: Outcome) -> None:
+        """One line an update: who, what, outcome, serials, milliseconds."""
+        message = decoded.message
+        zone = to_text(message.questions[0].name) if message.questions else "-"
+        log.info(
+            "update",
+            zone=zone,
+            peer=f"{decoded.peer.address}#{decoded.peer.port}/{decoded.peer.transport}",
+            key=to_text(reply.principal.key.name) if reply.principal else "-",
+            rcode=rcode_text(outcome.rcode),
+            reason=outcome.reason or None,
+            serial=f"{outcome.serial_from}->{outcome.serial_to}" if outcome.serial_to else None,
+            ms=round((self._clock.monotonic() - decoded.at) * 1000, 2),
+        )
+
+    def _send(self, wire: bytes, peer: Peer, opcode: int, rcode: int, send: Send) -> None:
+        code = rcode if rcode != Rcode.NOERROR or len(wire) < HEADER_OCTETS else wire[3] & 0xF
+        self._metrics.requests.labels(peer.transport, opcode, rcode_text(code)).inc()
+        send(wire)
+
+    def _drop(self, reason: str, send: Send) -> None:
+        self._metrics.dropped.labels(reason).inc()
+        send(_NOTHING)
+
+
+def _update_options(outcome: Outcome) -> list[tuple[int, bytes]]:
+    """The granted lease on success only (RFC 9664 §4.1), the reason otherwise."""
+    if outcome.rcode == Rcode.NOERROR:
+        return [outcome.lease.encode()] if isinstance(outcome.lease, UpdateLease) else []
+    return [extended_error(Ede.OTHER, outcome.reason)] if outcome.reason else []

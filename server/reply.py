@@ -1,0 +1,145 @@
+"""Writing replies: flags, sections within the size limit, OPT, signature. Order of additions: OPT, then TSIG last."""
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Final
+
+from protocol.constants import (
+    AA,
+    HEADER_OCTETS,
+    MAX_MESSAGE_OCTETS,
+    OPCODE_MASK,
+    QR,
+    RD,
+    TC,
+    EdnsOption,
+    Rcode,
+    TsigError,
+)
+from protocol.edns import Opt
+from protocol.message import Builder, Header, Message
+from protocol.tsig import Tsig, record_size, sign, unsigned_error
+from server.answer import Answer
+from server.keyring import Principal
+from server.peer import Peer
+from server.zone.model import RR
+
+UDP_PAYLOAD: Final = 1232  # what we advertise and the most we send over UDP (DNS flag day 2020)
+_PLAIN_UDP: Final = 512
+_OPT_FIXED: Final = 11
+
+Options = Sequence[tuple[int, bytes]]
+
+
+def size_limit(message: Message, peer: Peer) -> int:
+    """Octets a reply may have. A payload size below 512 counts as 512; 0 from an LLQ client is no size at all."""
+    if peer.transport != "udp":
+        return MAX_MESSAGE_OCTETS
+    if message.opt is None:
+        return _PLAIN_UDP
+    if message.opt.payload_size == 0 and message.opt.all(EdnsOption.LLQ):
+        return UDP_PAYLOAD
+    return max(_PLAIN_UDP, min(message.opt.payload_size, UDP_PAYLOAD))
+
+
+def header_only(header: Header, rcode: Rcode) -> bytes:
+    """Twelve octets: for a request whose body cannot be read."""
+    return Builder(header.id, QR | (header.flags & (OPCODE_MASK | RD)) | rcode).finish()
+
+
+class Reply:
+    """One reply under way. `principal` and `tsig` are the request's when the reply is to be signed."""
+
+    def __init__(
+        self, message: Message, peer: Peer, *, unix: int, principal: Principal | None = None, tsig: Tsig | None = None
+    ) -> None:
+        self.message = message
+        self.limit = size_limit(message, peer)
+        self.unix = unix
+        self.principal = principal
+        self.tsig = tsig if principal else None
+
+    def _room(self, options: Options) -> int:
+        room = self.limit
+        if self.message.opt is not None:
+            room -= _OPT_FIXED + sum(4 + len(data) for _, data in options)
+        if self.principal is not None:
+            room -= record_size(self.principal.key)
+        return room
+
+    def build(self, rcode: int, answer: Answer | None = None, options: Options = (), *, flags: int = 0) -> bytes:
+        """The whole reply: question echoed, sections of `answer` as far as they fit, TC when answers did not."""
+        message = self.message
+        base = QR | (message.header.flags & (OPCODE_MASK | RD)) | flags
+        if answer is not None and answer.is_authoritative:
+            base |= AA
+        room = self._room(options)
+        builder = self._start(base, rcode, room)
+        if builder.size > room and options:
+            options = [(code, data[:2] if code == EdnsOption.EDE else data) for code, data in options]
+            builder = self._start(base, rcode, room := self._room(options))
+        if answer is not None:
+            whole = write_section(builder, 1, answer.answers) and write_section(builder, 2, answer.authority)
+            if not whole:
+                builder.flags |= TC
+            else:
+                for _, group in groupby(answer.additional, key=lambda rr: (rr.owner, rr.rtype)):
+                    if not write_section(builder, 3, list(group)):
+                        break
+        return self.finish(builder, rcode, options)
+
+    def _start(self, base: int, rcode: int, room: int) -> Builder:
+        builder = Builder(self.message.id, base | (rcode & 0xF), limit=room)
+        for question in self.message.questions:
+            builder.question(*question)
+        return builder
+
+    def builder(self, options: Options, *, flags: int = 0) -> Builder:
+        """A builder with the questions echoed and the room for `options` and signature kept back."""
+        return self._start(QR | (self.message.header.flags & (OPCODE_MASK | RD)) | flags, 0, self._room(options))
+
+    def finish(self, builder: Builder, rcode: int, options: Options) -> bytes:
+        """OPT when the request had one, then the signature when it had one."""
+        if self.message.opt is not None:
+            builder.opt(Opt(UDP_PAYLOAD, rcode >> 4, 0, self.message.opt.dnssec_ok, tuple(options)))
+        wire = builder.finish()
+        if self.principal is None or self.tsig is None:
+            return wire
+        return sign(wire, self.principal.key, now=self.unix, request_mac=self.tsig.mac)[0]
+
+    def tsig_error(self, error: TsigError, tsig: Tsig, options: Options = ()) -> bytes:
+        """NOTAUTH with the TSIG error; signed for BADTIME and BADTRUNC when the key is known (RFC 8945 §5.2)."""
+        builder = self.builder(options)
+        builder.flags |= Rcode.NOTAUTH
+        if self.message.opt is not None:
+            builder.opt(Opt(UDP_PAYLOAD, 0, 0, False, tuple(options)))
+        wire = builder.finish()
+        if self.principal is None:
+            return unsigned_error(wire, tsig, error)
+        if error == TsigError.BADTIME:
+            return sign(
+                wire,
+                self.principal.key,
+                now=tsig.time_signed,
+                fudge=tsig.fudge,
+                request_mac=tsig.mac,
+                error=error,
+                other=self.unix.to_bytes(6, "big"),
+            )[0]
+        return sign(wire, self.principal.key, now=self.unix, request_mac=tsig.mac, error=error)[0]
+
+
+def write_section(builder: Builder, section: int, records: Iterable[RR]) -> bool:
+    """Write whole RRsets (neighbours of one owner and type); False at the first that does not fit, left out whole."""
+    for _, group in groupby(records, key=lambda rr: (rr.owner, rr.rtype)):
+        point = builder.checkpoint()
+        for rr in group:
+            if not builder.add(section, rr.owner, rr.rtype, 1, rr.ttl, rr.rdata):
+                builder.rollback(point)
+                return False
+    return True
+
+
+def is_too_short(wire: bytes) -> bool:
+    """Whether not even the header is there: dropped, since nothing can be answered."""
+    return len(wire) < HEADER_OCTETS

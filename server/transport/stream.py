@@ -1,0 +1,223 @@
+"""TCP and TLS: messages behind a two-octet length, pipelined, answered as they become ready (RFC 7766, RFC 7858).
+
+A connection is closed when idle, when a message trickles in too slowly, or when its peer does not read; how many there
+may be, in total and per address, is limited. One message and its length go out in one write.
+"""
+
+import asyncio
+import ssl
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from typing import Final, cast
+
+from server.metrics import Metrics
+from server.peer import Peer
+from server.transport.udp import Handle
+
+MAX_PENDING: Final = 64  # requests of one connection not yet answered; beyond it we stop reading
+MAX_UNSENT: Final = 4 * 1024 * 1024  # octets the peer has not read; beyond it the connection is dropped
+_HIGH_WATER: Final = 256 * 1024
+_TLS_HANDSHAKE_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """Seconds without a whole message before closing, and connections in total and per address."""
+
+    idle_seconds: float
+    connections: int
+    per_address: int
+
+
+class StreamServer:
+    """Every stream connection of the server, whichever listener it came in by."""
+
+    def __init__(self, handle: Handle, limits: StreamLimits, metrics: Metrics, on_close: Callable[[int], None]) -> None:
+        self.handle = handle
+        self.limits = limits
+        self.metrics = metrics
+        self.on_close = on_close
+        self.numbers = count(1)
+        self.connections: dict[int, StreamConnection] = {}
+        self.per_address: Counter[str] = Counter()
+        self._servers: list[asyncio.Server] = []
+
+    async def listen(self, address: str, port: int, tls: ssl.SSLContext | None = None) -> int:
+        """Listen and return the bound port; `OSError` when it cannot be had."""
+        loop = asyncio.get_running_loop()
+        name = "tls" if tls else "tcp"
+        server = await loop.create_server(
+            lambda: StreamConnection(self, name),
+            address,
+            port,
+            ssl=tls,
+            ssl_handshake_timeout=_TLS_HANDSHAKE_SECONDS if tls else None,
+            backlog=512,
+        )
+        self._servers.append(server)
+        return int(server.sockets[0].getsockname()[1])
+
+    def send(self, peer: Peer, wire: bytes) -> bool:
+        """Send on the connection a peer stands for; False when it is gone."""
+        connection = self.connections.get(peer.via)
+        if connection is None:
+            return False
+        connection.send(wire)
+        return True
+
+    def adopt(self, server: asyncio.Server) -> None:
+        """Close this server too when the streams close."""
+        self._servers.append(server)
+
+    async def close(self) -> None:
+        """Stop listening and close every connection."""
+        for server in self._servers:
+            server.close()
+        for connection in list(self.connections.values()):
+            connection.close()
+        await asyncio.sleep(0)
+
+
+class StreamConnection(asyncio.Protocol):
+    """One connection: framing, back-pressure, idle timer."""
+
+    def __init__(self, server: StreamServer, transport_name: str) -> None:
+        self._server = server
+        self._name = transport_name
+        self._buffer = bytearray()
+        self._pending = 0
+        self._paused = False
+        self._ended = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
+        self._peer: Peer | None = None
+        self._has_subscription = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        peername = transport.get_extra_info("peername") or ("", 0)
+        address, port = str(peername[0]), int(peername[1])
+        server, limits = self._server, self._server.limits
+        over = (
+            "total"
+            if len(server.connections) >= limits.connections
+            else "per_address"
+            if server.per_address[address] >= limits.per_address
+            else None
+        )
+        if over:
+            server.metrics.streams_refused.labels(over).inc()
+            self._transport.abort()
+            return
+        number = next(server.numbers)
+        self._peer = Peer(self._name, address, port, number)
+        server.connections[number] = self
+        server.per_address[address] += 1
+        server.metrics.streams.labels(self._name).inc()
+        self._transport.set_write_buffer_limits(high=_HIGH_WATER)
+        self._rearm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._peer is None:
+            return
+        server = self._server
+        del server.connections[self._peer.via]
+        server.per_address[self._peer.address] -= 1
+        if not server.per_address[self._peer.address]:
+            del server.per_address[self._peer.address]
+        server.metrics.streams.labels(self._name).dec()
+        server.on_close(self._peer.via)
+
+    def data_received(self, data: bytes) -> None:
+        if self._peer is None:
+            return
+        self._buffer += data
+        self._take_messages()
+
+    def eof_received(self) -> bool:
+        """The peer sends no more; what it asked is still answered (RFC 7766 §6.2.4), then we close.
+
+        TLS has no half-close, so there the transport closes by itself.
+        """
+        self._ended = True
+        if self._pending == 0:
+            return False
+        return self._name == "tcp"
+
+    def _take_messages(self) -> None:
+        buffer = self._buffer
+        took = False
+        while len(buffer) >= 2 and self._pending < MAX_PENDING:
+            end = 2 + (buffer[0] << 8 | buffer[1])
+            if len(buffer) < end:
+                break
+            wire = bytes(buffer[2:end])
+            del buffer[:end]
+            took = True
+            self._pending += 1
+            assert self._peer is not None
+            self._server.handle(wire, self._peer, self._answer)
+        if took:
+            self._rearm()  # only a whole message counts as activity: a trickle does not keep a connection alive
+        self._set_reading(self._pending < MAX_PENDING)
+
+    def _set_reading(self, wanted: bool) -> None:
+        if self._transport is None or self._transport.is_closing() or wanted is not self._paused:
+            return
+        if wanted:
+            self._paused = False
+            self._transport.resume_reading()
+        else:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _answer(self, wire: bytes) -> None:
+        """A reply is ready (b"": there is none); reading goes on when enough are."""
+        if wire:
+            self.send(wire)
+        self._pending -= 1
+        if self._pending == MAX_PENDING - 1 and self._peer is not None:
+            asyncio.get_running_loop().call_soon(self._take_messages)
+        if self._ended and self._pending == 0:
+            self.close()
+
+    def send(self, wire: bytes) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if transport.get_write_buffer_size() > MAX_UNSENT:
+            transport.abort()  # a peer that asks and does not read
+            return
+        transport.write(len(wire).to_bytes(2, "big") + wire)
+
+    def keep_open(self) -> None:
+        """A subscription lives here: idleness no longer closes the connection, its lease does."""
+        self._has_subscription = True
+        self._rearm()
+
+    def let_idle(self) -> None:
+        self._has_subscription = False
+        self._rearm()
+
+    def _rearm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._has_subscription:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._server.limits.idle_seconds, self._idle)
+
+    def _idle(self) -> None:
+        self._timer = None
+        if self._pending:
+            self._rearm()
+        elif self._transport is not None:
+            self._transport.abort()
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()

@@ -1,0 +1,335 @@
+"""The one writer: drafts, one SQL transaction for a batch, publish, replies; and lease lapses as ordinary changes.
+
+A reply to an update is sent only after its transaction committed. Between the commit and the last published node there
+is no await. While the disk works, the queue fills: the next batch is whatever came meanwhile (group commit).
+"""
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from protocol.constants import Rcode
+from protocol.edns import UpdateLease
+from protocol.name import fold, to_text
+from protocol.serial import is_newer, next_serial
+from server.config import LeaseSettings
+from server.metrics import Metrics
+from server.store.api import Reader, Store, StoreError, Superseded, ZoneRow
+from server.system import Clock
+from server.zone.draft import Draft, commit_of, publish
+from server.zone.leases import LeaseQueue, lapse
+from server.zone.model import Actor, Change, ZoneCommit
+from server.zone.node import Node, encode_node, node_from_records
+from server.zone.update import LeaseTerms, Update, UpdateError, apply_update, check_prerequisites, granted
+from server.zone.zone import Zone, Zones
+
+MAX_QUEUE: Final = 4096  # updates waiting; beyond it an update is answered SERVFAIL at once
+MAX_BATCH: Final = 512  # updates in one transaction
+MAX_LAPSES: Final = 1000  # owner names lapsed in one transaction, so that queries get their turn in between
+MAX_RETRIES: Final = 5  # when another process committed first
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of an update: RCODE, a sentence, the lease granted, and the serials before and after."""
+
+    rcode: Rcode
+    reason: str = ""
+    lease: UpdateLease | None = None
+    serial_from: int = 0
+    serial_to: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class PendingUpdate:
+    """An authorised update in the queue. `done` sends the reply."""
+
+    apex: bytes
+    update: Update
+    lease: UpdateLease | None
+    is_admin: bool
+    actor: Actor
+    done: Callable[[Outcome], None]
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Drafts by zone apex, the changes made on each, and the outcome of every update."""
+
+    drafts: dict[bytes, Draft] = field(default_factory=dict)
+    changes: dict[bytes, list[Change]] = field(default_factory=dict)
+    outcomes: list[tuple[PendingUpdate, Outcome]] = field(default_factory=list)
+    lapsed: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+
+class Writer:
+    """Runs as one task; `submit` hands it updates, `stop` lets it finish what is queued."""
+
+    def __init__(
+        self,
+        *,
+        zones: Zones,
+        store: Store,
+        clock: Clock,
+        leases: LeaseQueue,
+        limits: LeaseSettings,
+        metrics: Metrics,
+        on_change: Callable[[Change], None],
+    ) -> None:
+        self._zones = zones
+        self._store = store
+        self._clock = clock
+        self._leases = leases
+        self._limits = limits
+        self._metrics = metrics
+        self._on_change = on_change
+        self._queue: deque[PendingUpdate] = deque()
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._behind = False
+
+    def submit(self, pending: PendingUpdate) -> bool:
+        """Queue an update; False when the queue is full or the writer is stopping."""
+        if self._stopping or len(self._queue) >= MAX_QUEUE:
+            return False
+        self._queue.append(pending)
+        self._wake.set()
+        return True
+
+    def stop(self) -> None:
+        """Take no more updates; `run` returns when the queue is empty."""
+        self._stopping = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Work until stopped."""
+        while True:
+            await self._wait()
+            self._wake.clear()
+            while self._queue or self._is_lapse_due():
+                pending = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH))]
+                await self.step(pending)
+            if self._behind:
+                self._behind = False
+                await self.catch_up()
+            if self._stopping:
+                return
+
+    def follow(self) -> None:
+        """Another process committed: catch up when the batch at hand is done."""
+        self._behind = True
+        self._wake.set()
+
+    def _is_lapse_due(self) -> bool:
+        moment = self._leases.next_moment()
+        return moment is not None and moment <= self._clock.lease()
+
+    async def _wait(self) -> None:
+        moment = self._leases.next_moment()
+        timeout = None if moment is None else max(0.0, min(moment - self._clock.lease(), 3600.0))
+        if timeout == 0.0 or self._wake.is_set():
+            await asyncio.sleep(0)
+            return
+        try:
+            async with asyncio.timeout(timeout):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    async def step(self, pending: list[PendingUpdate]) -> None:
+        """One batch: due lapses first, then the updates in order, one transaction, publish, replies."""
+        for _ in range(MAX_RETRIES):
+            batch = self._draft(pending)
+            commits = self._commits(batch)
+            try:
+                if commits:
+                    await self._store.commit(commits)
+            except Superseded:
+                self._put_back(batch)
+                await self.catch_up()
+                continue
+            except StoreError as error:
+                self._metrics.store_errors.inc()
+                log.error("commit failed, updates answered SERVFAIL", error=str(error), updates=len(pending))
+                self._put_back(batch)
+                self._fail(batch, "the database refused the change")
+                await asyncio.sleep(0.2)  # a lapse that cannot be written must not spin
+                return
+            self._publish(batch)
+            return
+        log.error("commit overtaken by other writers too often, updates answered SERVFAIL", updates=len(pending))
+        self._fail(batch, "other writers kept coming first")
+
+    def _draft(self, pending: list[PendingUpdate]) -> _Batch:
+        batch = _Batch()
+        now = self._clock.lease()
+        self._lapse(batch, int(now))
+        for item in pending:
+            zone = self._zones.at(item.apex)
+            if zone is None:
+                batch.outcomes.append((item, Outcome(Rcode.NOTAUTH, f"zone {to_text(item.apex)} is gone")))
+                continue
+            batch.outcomes.append((item, self._try(batch, zone, item, now)))
+        return batch
+
+    def _base(self, batch: _Batch, zone: Zone) -> Draft:
+        draft = batch.drafts.get(zone.apex)
+        if draft is None:
+            draft = batch.drafts[zone.apex] = Draft(zone)
+            batch.changes[zone.apex] = []
+        return draft
+
+    def _lapse(self, batch: _Batch, now: int) -> None:
+        def node_of(apex: bytes, key: bytes) -> Node | None:
+            zone = self._zones.at(apex)
+            return zone.node(key) if zone else None
+
+        due = self._leases.take_due(now, MAX_LAPSES, node_of)
+        by_zone: dict[bytes, list[bytes]] = {}
+        for apex, key in due:
+            by_zone.setdefault(apex, []).append(key)
+        batch.lapsed = due
+        for apex, keys in by_zone.items():
+            zone = self._zones.at(apex)
+            if zone is None:
+                continue
+            base = self._base(batch, zone)
+            draft = Draft(base)
+            for key in keys:
+                lapse(draft, key, now)
+            self._accept(batch, zone, draft, Actor("lapse"), now)
+
+    def _try(self, batch: _Batch, zone: Zone, item: PendingUpdate, now: float) -> Outcome:
+        """One update on a draft of its own; refused, it leaves no trace."""
+        base = self._base(batch, zone)
+        draft = Draft(base)
+        terms, lease = self._terms(item, now)
+        try:
+            check_prerequisites(draft, item.update.prerequisites)
+        except UpdateError as error:
+            return Outcome(error.rcode, error.reason)
+        apply_update(draft, item.update, terms)
+        before = base.serial
+        self._accept(batch, zone, draft, item.actor, int(now))
+        return Outcome(Rcode.NOERROR, "", lease, before, base.serial)
+
+    def _terms(self, item: PendingUpdate, now: float) -> tuple[LeaseTerms, UpdateLease | None]:
+        """A member's wish is clamped to the service's bounds; an admin's update without one is permanent."""
+        if item.lease is None:
+            return LeaseTerms(0, 0, keeps_lease=not item.is_admin), None
+        limits = self._limits
+        lease = granted(item.lease, limits.minimum_seconds, limits.maximum_seconds, limits.key_maximum_seconds)
+        start = math.ceil(now)  # a record never lapses before its granted time
+        key_lease = lease.lease if lease.key_lease is None else lease.key_lease
+        return LeaseTerms(start + lease.lease, start + key_lease), lease
+
+    def _accept(self, batch: _Batch, zone: Zone, draft: Draft, actor: Actor, now: int) -> None:
+        base = batch.drafts[zone.apex]
+        found = draft.differences()
+        if found.is_content:
+            serial = draft.serial if is_newer(draft.serial, base.serial) else next_serial(base.serial)
+            batch.changes[zone.apex].append(draft.change(found, serial, at=now, actor=actor))
+        base.fold_in(draft)
+
+    def _commits(self, batch: _Batch) -> list[ZoneCommit]:
+        commits = []
+        for apex, draft in batch.drafts.items():
+            zone = self._zones.at(apex)
+            commit = None if zone is None else commit_of(zone, draft, batch.changes[apex])
+            if commit is not None:
+                commits.append(commit)
+        return commits
+
+    def _publish(self, batch: _Batch) -> None:
+        """What queries see changes here, in one step; then the events, then the replies."""
+        for apex, draft in batch.drafts.items():
+            zone = self._zones.at(apex)
+            if zone is not None:
+                for key, node in publish(zone, draft):
+                    self._leases.watch(apex, key, node)
+        for changes in batch.changes.values():
+            for change in changes:
+                self._metrics.changes.labels(change.actor.kind).inc()
+                self._on_change(change)
+        self._metrics.leases.set(len(self._leases))
+        if batch.outcomes:
+            self._metrics.batch.observe(len(batch.outcomes))
+        for item, outcome in batch.outcomes:
+            item.done(outcome)
+
+    def _put_back(self, batch: _Batch) -> None:
+        """Queue taken lapses again: their commit did not happen."""
+        now = int(self._clock.lease())
+        for apex, key in batch.lapsed:
+            self._leases.watch_at(apex, key, now)
+
+    def _fail(self, batch: _Batch, reason: str) -> None:
+        for item, outcome in batch.outcomes:
+            item.done(outcome if outcome.rcode != Rcode.NOERROR else Outcome(Rcode.SERVFAIL, reason))
+
+    async def catch_up(self) -> None:
+        """Take over what other processes committed: zones made or gone, and the journal since our serials."""
+        async with self._store.reading() as reader:
+            rows = await reader.load_zones()
+            for row in rows:
+                zone = self._zones.at(row.apex)
+                if zone is not None and zone.id == row.id:
+                    if zone.serial != row.serial:
+                        await self._follow(reader, zone, row)
+                    continue
+                if zone is not None:
+                    self._forget(zone)
+                self._adopt(await load_zone(reader, row))
+        served = {row.apex for row in rows}
+        for zone in list(self._zones):
+            if zone.apex not in served:
+                self._forget(zone)
+
+    async def _follow(self, reader: Reader, zone: Zone, row: ZoneRow) -> None:
+        changes = await reader.changes_since(zone.id, zone.serial)
+        if changes is None:  # the journal was pruned past our serial
+            fresh = await load_zone(reader, row)
+            self._forget(zone)
+            self._adopt(fresh)
+            return
+        keys = {fold(rr.owner) for change in changes for rr in (*change.removed, *change.added)}
+        rows = await reader.load_nodes(zone.id, keys)
+        zone.serial, zone.soa_template, zone.soa_ttl = row.serial, row.soa, row.soa_ttl
+        for key in keys:
+            node = node_from_records(rows[key]) if key in rows else None
+            zone.replace(key, None if node is None else encode_node(key, node))
+            self._leases.watch(zone.apex, key, node)
+        for change in changes:
+            self._on_change(change)
+        log.info("followed another process", zone=to_text(zone.apex), serial=zone.serial, changes=len(changes))
+
+    def _adopt(self, zone: Zone) -> None:
+        self._zones.add(zone)
+        for key in zone.nodes:
+            self._leases.watch(zone.apex, key, zone.node(key))
+        now = int(self._clock.lease())
+        records = tuple(zone.records(now))
+        self._on_change(Change(zone.apex, 0, zone.serial, now, Actor("operator"), (), records))
+        log.info("zone loaded", zone=to_text(zone.apex), serial=zone.serial, names=len(zone.nodes))
+
+    def _forget(self, zone: Zone) -> None:
+        now = int(self._clock.lease())
+        records = tuple(zone.records(now))
+        self._zones.remove(zone.apex)
+        self._on_change(Change(zone.apex, zone.serial, 0, now, Actor("operator"), records, ()))
+        log.info("zone gone", zone=to_text(zone.apex))
+
+
+async def load_zone(reader: Reader, row: ZoneRow) -> Zone:
+    """Read one zone into memory."""
+    zone = Zone(row.id, row.apex, row.serial, row.soa, row.soa_ttl, row.member_id)
+    async for records in reader.load_records(row.id):
+        zone.load(records)
+    return zone
