@@ -1,0 +1,29 @@
+"""What carries packets for the mapping table.
+
+A back end is told to install and remove; it decides nothing. `install` returns when the mapping carries packets.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from gateway.mappings import Install
+
+
+class Backend(Protocol):
+    """Carries packets from external ports to internal hosts and back."""
+
+    async def start(self) -> None:
+        """Get ready. Raises `StartError`."""
+
+    async def stop(self) -> None:
+        """Remove all installations and end all traffic."""
+
+    def install(self, install: Install) -> None:
+        """Carry packets for this mapping on this external address from now on.
+
+        Raises `InstallRefusedError` if the port cannot be had there; nothing is left behind then.
+        """
+
+    def remove(self, number: int) -> None:
+        """End an installation and the traffic that runs through it. Unknown numbers are ignored."""

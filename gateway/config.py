@@ -1,0 +1,145 @@
+"""The gateway's configuration: one TOML file, unknown keys are errors.
+
+backend = "relay"
+[natpmp]
+listen = ["192.168.1.1:5351"]
+[external]
+address = "203.0.113.7"
+[state]
+file = "/var/lib/homing/gateway.sqlite"
+[[static]]
+transport = "tcp"
+external_port = 8080
+internal = "192.168.1.20:80"
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from .mappings import BARRED_PORTS, Limits
+
+
+class Endpoint(NamedTuple):
+    """An IPv4 address and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def _endpoint(lowest_port: int) -> BeforeValidator:
+    def parse(value: object) -> Endpoint:
+        if isinstance(value, Endpoint):
+            return value
+        if not isinstance(value, str):
+            raise ValueError("must be text like 192.168.1.1:5351")
+        host, colon, port = value.rpartition(":")
+        if not colon or not port.isascii() or not port.isdigit() or not lowest_port <= int(port) <= 65535:
+            raise ValueError(f"must be ADDRESS:PORT with a port of {lowest_port} to 65535")
+        return Endpoint(str(IPv4Address(host)), int(port))
+
+    return BeforeValidator(parse)
+
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+ListenEndpoint = Annotated[Endpoint, _endpoint(0)]
+FullEndpoint = Annotated[Endpoint, _endpoint(1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NatPmpSection(_Section):
+    """`[natpmp]`: where to answer."""
+
+    listen: Annotated[tuple[ListenEndpoint, ...], Field(min_length=1)]
+    """Internal addresses, each with a socket of its own; never 0.0.0.0 (RFC 6886 §3). Port 0 takes a free one."""
+    announce_to: FullEndpoint = Endpoint("224.0.0.1", 5350)
+    """RFC 6886 §3.2.1."""
+    requests_per_second: Annotated[int, Field(ge=0)] = 100
+    """Requests of one host that are read in a second, the rest is dropped; 0 sets no bound."""
+
+    @model_validator(mode="after")
+    def _internal(self) -> Self:
+        for endpoint in self.listen:
+            if IPv4Address(endpoint.host).is_unspecified or IPv4Address(endpoint.host).is_multicast:
+                raise ValueError("listen: name each internal address, requests from outside must not be answered")
+        return self
+
+
+class ExternalSection(_Section):
+    """`[external]`: the address that mappings are on."""
+
+    address: IPv4Address | None = None
+    """None until `Gateway.set_external_address` is told one."""
+
+
+class LimitsSection(_Section):
+    """`[limits]`: bounds of the mapping table and of the relay."""
+
+    shortest_lifetime_seconds: Annotated[int, Field(ge=1, le=86400)] = 120
+    longest_lifetime_seconds: Annotated[int, Field(ge=1, le=0xFFFFFFFF)] = 86400
+    """A day, as RFC 6887 §15 recommends."""
+    lowest_port: Port = 1024
+    highest_port: Port = 65535
+    reserved_ports: tuple[Port, ...] = ()
+    """External ports never handed out, of either transport."""
+    mappings_per_host: Annotated[int, Field(ge=1)] = 128
+    mappings: Annotated[int, Field(ge=1, le=60000)] = 4096
+    udp_idle_seconds: Annotated[int, Field(ge=120)] = 120
+    """RFC 4787 §4.3 forbids less than two minutes."""
+    udp_flows: Annotated[int, Field(ge=1)] = 512
+    tcp_connections: Annotated[int, Field(ge=1)] = 256
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.shortest_lifetime_seconds > self.longest_lifetime_seconds:
+            raise ValueError("shortest_lifetime_seconds is above longest_lifetime_seconds")
+        if self.lowest_port > self.highest_port:
+            raise ValueError("lowest_port is above highest_port")
+        return self
+
+    def table_limits(self, own_ports: frozenset[int]) -> Limits:
+        """The bounds of the mapping table; `own_ports` are those that the gateway itself answers on."""
+        return Limits(
+            shortest_lifetime=self.shortest_lifetime_seconds,
+            longest_lifetime=self.longest_lifetime_seconds,
+            lowest_port=self.lowest_port,
+            highest_port=self.highest_port,
+            reserved_ports=BARRED_PORTS | frozenset(self.reserved_ports) | own_ports,
+            per_host=self.mappings_per_host,
+            total=self.mappings,
+        )
+
+
+class StateSection(_Section):
+    """`[state]`: what survives a restart."""
+
+    file: Path
+
+
+class StaticMapping(_Section):
+    """`[[static]]`: a mapping that is always there and that clients cannot delete."""
+
+    transport: Literal["udp", "tcp"]
+    external_port: Port
+    internal: FullEndpoint
+
+
+class GatewayConfig(_Section):
+    """The whole file."""
+
+    backend: Literal["relay"] = "relay"
+    natpmp: NatPmpSection
+    external: ExternalSection = ExternalSection()
+    limits: LimitsSection = LimitsSection()
+    state: StateSection
+    static: tuple[StaticMapping, ...] = ()
