@@ -24,7 +24,7 @@ from protocol.constants import (
 )
 from protocol.edns import Opt, decode_opt
 from protocol.errors import DecodeError, EncodeError
-from protocol.name import ROOT, read_name
+from protocol.name import ROOT, Suffixes, read_name
 from protocol.rdata import expand
 
 _HEADER: Final = struct.Struct("!6H")
@@ -115,17 +115,20 @@ def decode(wire: bytes) -> Message:
     at the root (RFC 6891 §6.1.1), and a TSIG that is not the last record of Additional (RFC 8945 §5.1).
     """
     header = decode_header(wire)
+    if 5 * header.qdcount + 11 * (header.ancount + header.nscount + header.arcount) > len(wire) - HEADER_OCTETS:
+        raise DecodeError("counts promise more than the message holds", 4)
     position = HEADER_OCTETS
+    suffixes: Suffixes = {}
     questions: list[Question] = []
     for _ in range(header.qdcount):
-        name, position = read_name(wire, position)
+        name, position = read_name(wire, position, suffixes)
         if position + 4 > len(wire):
             raise DecodeError("question runs past the end", position)
         questions.append(Question(name, *_QUESTION_FIXED.unpack_from(wire, position)))
         position += 4
     sections: list[tuple[Record, ...]] = []
     for count in (header.ancount, header.nscount, header.arcount):
-        records, position = _read_section(wire, position, count)
+        records, position = _read_section(wire, position, count, suffixes)
         sections.append(records)
     if position != len(wire):
         raise DecodeError("octets after the last section", position)
@@ -149,12 +152,12 @@ def decode(wire: bytes) -> Message:
     return Message(wire, header, tuple(questions), answers, authority, additional, opt, tsig)
 
 
-def _read_section(wire: bytes, position: int, count: int) -> tuple[tuple[Record, ...], int]:
+def _read_section(wire: bytes, position: int, count: int, suffixes: Suffixes) -> tuple[tuple[Record, ...], int]:
     records: list[Record] = []
     end = len(wire)
     for _ in range(count):
         offset = position
-        name, position = read_name(wire, position)
+        name, position = read_name(wire, position, suffixes)
         if position + 10 > end:
             raise DecodeError("record runs past the end", position)
         rtype, rclass, ttl, rdlength = _RR_FIXED.unpack_from(wire, position)
@@ -168,7 +171,14 @@ def _read_section(wire: bytes, position: int, count: int) -> tuple[tuple[Record,
 
 def encode_record(name: bytes, rtype: int, rclass: int, ttl: int, rdata: bytes) -> bytes:
     """One RR without compression."""
-    return name + _RR_FIXED.pack(rtype, rclass, ttl, len(rdata)) + rdata
+    return name + _packed(_RR_FIXED, rtype, rclass, ttl, len(rdata)) + rdata
+
+
+def _packed(form: struct.Struct, *numbers: int) -> bytes:
+    try:
+        return form.pack(*numbers)
+    except struct.error as error:
+        raise EncodeError(f"a number does not fit its field: {error}") from error
 
 
 @dataclass(slots=True)
@@ -187,8 +197,11 @@ class Builder:
     _names: dict[bytes, int] = field(default_factory=dict)
 
     def question(self, name: bytes, rtype: int, rclass: int) -> None:
+        if any(self._counts[1:]):
+            raise EncodeError("sections must be written in order")
+        fixed = _packed(_QUESTION_FIXED, rtype, rclass)
         self._write_name(name)
-        self._out += _QUESTION_FIXED.pack(rtype, rclass)
+        self._out += fixed
         self._counts[0] += 1
 
     def answer(self, name: bytes, rtype: int, ttl: int, rdata: bytes, rclass: int = Class.IN) -> bool:
@@ -204,10 +217,13 @@ class Builder:
         """Add to section 1 answer, 2 authority, 3 additional; sections are written in order."""
         if any(self._counts[section + 1 :]):
             raise EncodeError("sections must be written in order")
+        if len(rdata) > self.limit:
+            return False
+        fixed = _packed(_RR_FIXED, rtype, rclass, ttl, len(rdata))
         mark = len(self._out)
         known = len(self._names)
         self._write_name(name)
-        self._out += _RR_FIXED.pack(rtype, rclass, ttl, len(rdata))
+        self._out += fixed
         self._out += rdata
         if len(self._out) > self.limit:
             del self._out[mark:]
@@ -242,7 +258,7 @@ class Builder:
     def finish(self) -> bytes:
         if len(self._out) > MAX_MESSAGE_OCTETS:
             raise EncodeError("message longer than 65535 octets")
-        _HEADER.pack_into(self._out, 0, self.id, self.flags, *self._counts)
+        self._out[:HEADER_OCTETS] = _packed(_HEADER, self.id, self.flags, *self._counts)
         return bytes(self._out)
 
     def _write_name(self, name: bytes) -> None:

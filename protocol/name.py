@@ -11,14 +11,22 @@ from protocol.constants import MAX_LABEL_OCTETS, MAX_NAME_OCTETS
 from protocol.errors import DecodeError
 
 ROOT: Final = b"\x00"
-_MAX_POINTERS: Final = 127  # a name has at most 127 labels; strictly backward pointers cannot need more
+# A name has at most 127 labels, so an honest sender has no use for more. Without this bound a message that is one long
+# chain of pointers costs thousands of steps for every name that points at its end.
+MAX_POINTERS: Final = 127
+
+# Offset a pointer aims at -> (the name read from there, pointers followed on the way).
+Suffixes = dict[int, tuple[bytes, int]]
 
 
-def read_name(message: bytes, offset: int) -> tuple[bytes, int]:
+def read_name(message: bytes, offset: int, suffixes: Suffixes | None = None) -> tuple[bytes, int]:
     """Read a possibly compressed name: (uncompressed name, offset after it in the message).
 
     Every pointer must point before the label sequence it is met in (so no loop and no forward jump is possible),
-    and the name may have 255 octets. Label types 01 and 10 are errors.
+    and the name may have 255 octets and 127 pointers. Label types 01 and 10 are errors.
+
+    `suffixes`, kept by the caller for one message, remembers what was found behind each pointer: reading all names of a
+    message then takes time linear in its size. It changes no result.
     """
     end = len(message)
     position = offset
@@ -26,15 +34,16 @@ def read_name(message: bytes, offset: int) -> tuple[bytes, int]:
     barrier = offset  # pointers must aim below the start of the sequence now being read
     pieces: list[bytes] = []
     size = 0
+    jumps: list[tuple[int, int]] = []  # (target, octets of the name read before it)
     while True:
         if position >= end:
             raise DecodeError("name runs past the end", position)
         length = message[position]
         if length == 0:
             pieces.append(ROOT)
-            if size + 1 > MAX_NAME_OCTETS:
-                raise DecodeError("name longer than 255 octets", offset)
-            return b"".join(pieces), (position + 1 if after < 0 else after)
+            after = position + 1 if after < 0 else after
+            pointers = len(jumps)
+            break
         if length <= MAX_LABEL_OCTETS:
             stop = position + 1 + length
             if stop > end:
@@ -52,9 +61,26 @@ def read_name(message: bytes, offset: int) -> tuple[bytes, int]:
                 after = position + 2
             if target >= barrier:
                 raise DecodeError("compression pointer does not point backward", position)
+            if len(jumps) == MAX_POINTERS:
+                raise DecodeError("name with more than 127 compression pointers", offset)
+            if suffixes is not None and target in suffixes:
+                suffix, more = suffixes[target]
+                pointers = len(jumps) + 1 + more
+                if size + len(suffix) > MAX_NAME_OCTETS:
+                    raise DecodeError("name longer than 255 octets", offset)
+                if pointers > MAX_POINTERS:
+                    raise DecodeError("name with more than 127 compression pointers", offset)
+                pieces.append(suffix)
+                break
+            jumps.append((target, size))
             barrier = position = target
         else:
             raise DecodeError("label type is not defined", position)
+    name = b"".join(pieces) if len(pieces) > 1 else pieces[0]
+    if suffixes is not None:
+        for index, (target, before) in enumerate(jumps, start=1):
+            suffixes[target] = name[before:], pointers - index
+    return name, after
 
 
 def fold(name: bytes) -> bytes:
@@ -136,6 +162,8 @@ def from_text(text: str) -> bytes:
                 raise ValueError(f"name {text!r} ends in a backslash")
             position += 1
             char = text[position]
+            if char.isascii() and char.isdigit():
+                raise ValueError(f"escape of fewer than three digits in name {text!r}")
         elif char == ".":
             labels.append(bytes(label))
             label.clear()
