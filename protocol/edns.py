@@ -11,10 +11,11 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 from protocol.constants import EdnsOption, Type
-from protocol.errors import DecodeError
+from protocol.errors import DecodeError, EncodeError
 
 _LLQ: Final = struct.Struct("!HHHQI")
 _OPTION_HEAD: Final = struct.Struct("!HH")
+_OPT_FIXED: Final = struct.Struct("!BHHBBHH")
 _DO: Final = 0x8000
 LLQ_VERSION: Final = 1
 LLQ_EVENT_REMOVE_TTL: Final = 0xFFFFFFFF  # TTL of a removed record in an event (RFC 8764 §5.3: -1)
@@ -31,21 +32,13 @@ class Opt:
     options: tuple[tuple[int, bytes], ...] = ()
 
     def encode(self) -> bytes:
-        data = b"".join(_OPTION_HEAD.pack(code, len(value)) + value for code, value in self.options)
         flags = _DO if self.dnssec_ok else 0
-        return (
-            struct.pack(
-                "!BHHBBHH",
-                0,
-                Type.OPT,
-                self.payload_size,
-                self.extended_rcode,
-                self.version,
-                flags,
-                len(data),
-            )
-            + data
-        )
+        try:
+            data = b"".join(_OPTION_HEAD.pack(code, len(value)) + value for code, value in self.options)
+            fixed = _OPT_FIXED.pack(0, Type.OPT, self.payload_size, self.extended_rcode, self.version, flags, len(data))
+        except struct.error as error:
+            raise EncodeError(f"OPT does not fit its fields: {error}") from error
+        return fixed + data
 
     def all(self, code: int) -> list[bytes]:
         """Data of every option with this code, in order."""

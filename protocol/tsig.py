@@ -12,8 +12,8 @@ import struct
 from dataclasses import dataclass, field
 from typing import Final
 
-from protocol.constants import Class, TsigError, Type
-from protocol.errors import DecodeError
+from protocol.constants import MAX_MESSAGE_OCTETS, Class, TsigError, Type
+from protocol.errors import DecodeError, EncodeError
 from protocol.message import Message, Record
 from protocol.name import fold, from_text, read_name
 
@@ -69,11 +69,15 @@ def algorithm_from_text(text: str) -> Algorithm:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A shared secret under its name. `name` is folded wire form; the secret never shows in `repr`."""
+    """A shared secret under its name. `name` is wire form, folded on the way in; the secret never shows in `repr`."""
 
     name: bytes
     algorithm: Algorithm
     secret: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        # The name goes into the digest: with upper-case letters every MAC of this key would be wrong (RFC 8945 §4.3.3).
+        object.__setattr__(self, "name", fold(self.name))
 
     def mac(self, data: bytes) -> bytes:
         return hmac.digest(self.secret, data, self.algorithm.digest)
@@ -218,7 +222,7 @@ def _append(wire: bytes, tsig: Tsig) -> bytes:
         )
     )
     count = int.from_bytes(wire[10:12], "big") + 1
-    return b"".join(
+    signed = b"".join(
         (
             wire[:10],
             struct.pack("!H", count),
@@ -228,6 +232,9 @@ def _append(wire: bytes, tsig: Tsig) -> bytes:
             rdata,
         )
     )
+    if len(signed) > MAX_MESSAGE_OCTETS:
+        raise EncodeError("no room for the TSIG in 65535 octets")
+    return signed
 
 
 def sign(
