@@ -1,0 +1,336 @@
+"""NAT-PMP client core (RFC 6886 §3, §3.6, RFC 6281 §4): external address, one UDP mapping, renewal, epoch.
+
+Pure: times are monotonic seconds, entropy a `random.Random`, octets leave as effects. One request is outstanding at a
+time. Invariant: `Changed` is told only when address and mapping are both known, so nothing half-true is published.
+
+    start -> ADDRESS -> MAP -> (half life) -> ADDRESS -> MAP ...   announcement/epoch loss restarts the sequence
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Network
+from typing import Final
+
+from protocol.errors import DecodeError
+from protocol.natpmp import (
+    NO_ADDRESS,
+    AddressRequest,
+    AddressResponse,
+    EpochWatch,
+    ErrorResponse,
+    MapRequest,
+    MapResponse,
+    Opcode,
+    ResultCode,
+    UnsupportedOpcodeResponse,
+    decode_response,
+)
+
+# Addresses that are never a host's place on the Internet: RFC 1918, shared space of carrier NATs, link-local.
+_BEHIND_ANOTHER_NAT: Final = tuple(
+    IPv4Network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16")
+)
+_RFC1918: Final = _BEHIND_ANOTHER_NAT[:3]
+DELETE_TRIES: Final = 3  # a lapse follows anyway (RFC 6886 §3.4)
+
+
+def is_rfc1918(address: IPv4Address) -> bool:
+    """Whether a host with this primary address looks for a NAT at all (RFC 6886 §3.1)."""
+    return any(address in network for network in _RFC1918)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NatSettings:
+    """Timing of the client; all in seconds."""
+
+    internal_port: int
+    suggested_port: int = 0
+    lifetime: int = 3600
+    first_wait: float = 0.25
+    tries: int = 9
+    loss_delay_min: float = 0.0
+    loss_delay_max: float = 5.0
+    """After a lost epoch: a random wait, so that all hosts do not ask a restarted gateway at once."""
+    failure_retry: float = 60.0
+    public_recheck: float = 900.0
+
+
+class NatKind(Enum):
+    SEARCHING = "searching"
+    MAPPED = "mapped"
+    PUBLIC = "public"
+    NAT_BEHIND_NAT = "nat behind nat"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class NatState:
+    """What is known. Address and port mean something only for MAPPED and NAT_BEHIND_NAT."""
+
+    kind: NatKind
+    address: IPv4Address = NO_ADDRESS
+    port: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """One datagram for the gateway."""
+
+    datagram: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """The state is now another one, or was confirmed again after the gateway had lost it."""
+
+    state: NatState
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """Deletion is answered or given up."""
+
+
+Effect = Send | Changed | Closed
+
+
+class _Step(Enum):
+    ADDRESS = 0
+    MAP = 1
+    DELETE = 2
+
+
+class NatPmpClient:
+    """One mapping at one gateway. Feed every packet of the gateway, responses and announcements alike."""
+
+    def __init__(self, gateway: IPv4Address, settings: NatSettings, rng: random.Random) -> None:
+        self._gateway = gateway
+        self._settings = settings
+        self._rng = rng
+        self._effects: list[Effect] = []
+        self._epochs = EpochWatch()
+        self._queue: deque[_Step] = deque()
+        self._step: _Step | None = None
+        self._sent = 0
+        self._retry_at = 0.0
+        self._begin_at: float | None = None
+        self._renew_at: float | None = None
+        self._lapse_at: float | None = None
+        self._address = NO_ADDRESS
+        self._port = settings.suggested_port
+        self._answered = False
+        self._tell_again = False
+        self._closing = False
+        self.state = NatState(NatKind.SEARCHING)
+
+    @property
+    def lapses_at(self) -> float | None:
+        """When the mapping ends unless renewed."""
+        return self._lapse_at
+
+    def start(self, *, now: float) -> None:
+        self._begin(now)
+
+    def receive(self, datagram: bytes, source: IPv4Address, *, now: float) -> None:
+        """Take a packet from the gateway; anything else, or from anyone else, is dropped."""
+        if source != self._gateway:
+            return
+        try:
+            response = decode_response(datagram)
+        except DecodeError:
+            return
+        if not isinstance(response, UnsupportedOpcodeResponse) and self._epochs.observe(response.epoch, now):
+            self._state_was_lost(now)
+            if isinstance(response, AddressResponse) and response.result == ResultCode.SUCCESS:
+                self._address = response.address
+            return
+        match response:
+            case AddressResponse() if self._step is _Step.ADDRESS:
+                self._answer_address(response, now)
+            case AddressResponse():
+                self._announced(response, now)
+            case MapResponse() if response.internal_port == self._settings.internal_port:
+                self._answer_map(response, now)
+            case ErrorResponse(result=result) if self._step is not None:
+                self._refused(result, now)
+            case UnsupportedOpcodeResponse() if self._step is not None:
+                self._refused(ResultCode.UNSUPPORTED_OPCODE, now)
+            case _:
+                pass
+
+    def unreachable(self, *, now: float) -> None:
+        """The gateway's host says that nobody listens: stop at once (RFC 6886 §3.1)."""
+        if self._step is not None:
+            self._unanswered(now)
+
+    def shutdown(self, *, now: float) -> None:
+        """Delete the mapping, if there is one, and then say `Closed`."""
+        self._closing = True
+        self._queue.clear()
+        self._step = None
+        self._begin_at = self._renew_at = None
+        if self._lapse_at is None:
+            self._effects.append(Closed())
+            return
+        self._lapse_at = None
+        self._queue.append(_Step.DELETE)
+        self._next_step(now)
+
+    def next_deadline(self) -> float | None:
+        times = [time for time in (self._begin_at, self._renew_at, self._lapse_at) if time is not None]
+        if self._step is not None:
+            times.append(self._retry_at)
+        return min(times, default=None)
+
+    def handle_deadline(self, *, now: float) -> None:
+        if self._lapse_at is not None and now >= self._lapse_at:
+            self._lapse_at = self._renew_at = None
+            if self.state.kind in (NatKind.MAPPED, NatKind.NAT_BEHIND_NAT):
+                self._become(NatState(NatKind.SEARCHING, reason="the mapping lapsed"))
+            if self._step is None and self._begin_at is None:
+                self._begin(now)
+        if self._begin_at is not None and now >= self._begin_at:
+            self._begin(now)
+        if self._renew_at is not None and now >= self._renew_at:
+            self._begin(now)
+        if self._step is not None and now >= self._retry_at:
+            tries = DELETE_TRIES if self._step is _Step.DELETE else self._settings.tries
+            if self._sent < tries:
+                self._transmit(now)
+            else:
+                self._unanswered(now)
+
+    def take_effects(self) -> list[Effect]:
+        effects, self._effects = self._effects, []
+        return effects
+
+    # The sequence
+
+    def _begin(self, now: float) -> None:
+        self._begin_at = self._renew_at = None
+        self._queue = deque((_Step.ADDRESS, _Step.MAP))
+        self._next_step(now)
+
+    def _next_step(self, now: float) -> None:
+        self._step = self._queue.popleft() if self._queue else None
+        self._sent = 0
+        if self._step is not None:
+            self._transmit(now)
+
+    def _transmit(self, now: float) -> None:
+        if self._step is _Step.ADDRESS:
+            octets = AddressRequest().encode()
+        else:
+            deleting = self._step is _Step.DELETE
+            octets = MapRequest(
+                opcode=Opcode.MAP_UDP,
+                internal_port=self._settings.internal_port,
+                suggested_port=0 if deleting else self._port,
+                lifetime=0 if deleting else self._settings.lifetime,
+            ).encode()
+        self._effects.append(Send(octets))
+        self._retry_at = now + self._settings.first_wait * 2.0**self._sent
+        self._sent += 1
+
+    def _unanswered(self, now: float) -> None:
+        was = self._step
+        self._step = None
+        self._queue.clear()
+        if was is _Step.DELETE:
+            self._effects.append(Closed())
+        elif self._lapse_at is not None:
+            # Like DHCP: again at half of what is left, until so little is left that the lapse decides.
+            remaining = self._lapse_at - now
+            if remaining > 2:
+                self._renew_at = now + remaining / 2
+        elif self._answered:
+            self._become(NatState(NatKind.FAILED, reason="the gateway does not answer any more"))
+            self._begin_at = now + self._settings.failure_retry
+        else:
+            self._become(NatState(NatKind.PUBLIC, reason="no gateway answers: taken for a public network"))
+            self._begin_at = now + self._settings.public_recheck
+
+    # What the gateway says
+
+    def _answer_address(self, response: AddressResponse, now: float) -> None:
+        self._answered = True
+        if response.result != ResultCode.SUCCESS:
+            self._refused(response.result, now)
+            return
+        self._address = response.address
+        self._next_step(now)
+
+    def _announced(self, response: AddressResponse, now: float) -> None:
+        """An announcement, or a late copy of an answer: they cannot be told apart and mean the same."""
+        is_mapped = self.state.kind in (NatKind.MAPPED, NatKind.NAT_BEHIND_NAT)
+        if self._closing or (is_mapped and self._begin_at is not None):
+            return  # a remap after a lost epoch is already waiting
+        if response.result != ResultCode.SUCCESS:
+            if self.state.kind is not NatKind.FAILED:
+                self._refused(response.result, now)
+        elif response.address != self._address or self.state.kind in (NatKind.PUBLIC, NatKind.FAILED):
+            # The mapping is asked for again: only its answer shows that the port outlived the change.
+            self._address = response.address
+            self._begin_at = self._renew_at = None
+            self._queue = deque((_Step.MAP,))
+            self._next_step(now)
+
+    def _answer_map(self, response: MapResponse, now: float) -> None:
+        if response.opcode is not Opcode.MAP_UDP:
+            return
+        if self._step is _Step.DELETE:
+            if response.lifetime == 0:
+                self._step = None
+                self._effects.append(Closed())
+            return
+        if self._step is not _Step.MAP:
+            return
+        self._answered = True
+        if response.result != ResultCode.SUCCESS:
+            self._refused(response.result, now)
+            return
+        if response.lifetime == 0 or response.external_port == 0:
+            return  # a late answer to a deletion by an earlier run of ours
+        self._port = response.external_port
+        self._lapse_at = now + response.lifetime
+        self._renew_at = now + response.lifetime / 2
+        self._next_step(now)
+        if any(self._address in network for network in _BEHIND_ANOTHER_NAT):
+            reason = "the gateway's external address is itself private"
+            self._become(NatState(NatKind.NAT_BEHIND_NAT, self._address, self._port, reason))
+        else:
+            self._become(NatState(NatKind.MAPPED, self._address, self._port))
+
+    def _refused(self, result: int, now: float) -> None:
+        self._answered = True
+        if self._step is _Step.DELETE:
+            self._step = None
+            self._effects.append(Closed())
+            return
+        self._step = None
+        self._queue.clear()
+        self._renew_at = None
+        self._begin_at = now + self._settings.failure_retry
+        name = ResultCode(result).name.lower().replace("_", " ") if result in set(ResultCode) else f"result {result}"
+        self._become(NatState(NatKind.FAILED, reason=f"the gateway says: {name}"))
+
+    def _state_was_lost(self, now: float) -> None:
+        if self._closing:
+            return
+        self._step = None
+        self._queue.clear()
+        self._renew_at = None
+        self._tell_again = True
+        self._begin_at = now + self._rng.uniform(self._settings.loss_delay_min, self._settings.loss_delay_max)
+
+    def _become(self, state: NatState) -> None:
+        confirmed = self._tell_again and state.kind in (NatKind.MAPPED, NatKind.NAT_BEHIND_NAT)
+        if state != self.state or confirmed:
+            self._tell_again = self._tell_again and not confirmed
+            self.state = state
+            self._effects.append(Changed(state))
