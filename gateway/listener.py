@@ -25,7 +25,8 @@ MAX_DATAGRAM = 2048
 RECEIVE_BUFFER_OCTETS = 1024 * 1024
 
 _SIOCGIFCONF = 0x8912
-_IFREQ_OCTETS = 40
+_IP_PKTINFO = 8  # linux/in.h; Python 3.11 has no name for it
+_IFREQ_OCTETS = 40 if struct.calcsize("P") == 8 else 32
 _IFREQ_LIMIT = 1024
 _LOOPBACK_NAME = "lo"
 _PKTINFO = struct.Struct("=I4s4s")
@@ -42,7 +43,7 @@ class Listener:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_OCTETS)
-            self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_PKTINFO, 1)
+            self._socket.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
             self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(endpoint.host))
             self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 1)
             self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 1)
@@ -86,7 +87,7 @@ class Listener:
 
     def _is_internal(self, ancillary: list[tuple[int, int, bytes]]) -> bool:
         for level, kind, content in ancillary:
-            if level == socket.IPPROTO_IP and kind == socket.IP_PKTINFO:
+            if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
                 interface, _, destination = _PKTINFO.unpack_from(content)
                 return destination == self._destination and interface in self._interfaces
         return False
@@ -96,7 +97,7 @@ def _interfaces_of(sock: socket.socket, host: str) -> frozenset[int]:
     """Indices of the interface with this address, and of loopback, where the gateway host's own requests come in."""
     names = {_LOOPBACK_NAME}
     buffer = bytearray(_IFREQ_OCTETS * _IFREQ_LIMIT)
-
+    # struct ifconf is a length and a pointer to room for that many octets.
     array = (ctypes.c_char * len(buffer)).from_buffer(buffer)
     ifconf = bytearray(struct.pack("@iP", len(buffer), ctypes.addressof(array)))
     fcntl.ioctl(sock.fileno(), _SIOCGIFCONF, ifconf)

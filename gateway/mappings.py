@@ -202,7 +202,11 @@ class MappingTable:
 
     def epoch(self, now: float) -> int:
         """Whole seconds since the table was initialised, or lost (RFC 6886 §3.6)."""
-        return max(0, int(now - self._initialised_at))
+        return int(self.age(now))
+
+    def age(self, now: float) -> float:
+        """The epoch with its fraction, which a state file keeps so that restarts do not add up to a loss."""
+        return max(0.0, now - self._initialised_at)
 
     def mappings(self) -> list[Mapping]:
         """All mappings that exist for clients, those waiting for an external address included."""

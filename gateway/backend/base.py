@@ -19,6 +19,9 @@ class Backend(Protocol):
     async def stop(self) -> None:
         """Remove all installations and end all traffic."""
 
+    def check_address(self, external_address: str) -> None:
+        """Raise `InstallRefusedError` if no mapping could be installed on this address."""
+
     def install(self, install: Install) -> None:
         """Carry packets for this mapping on this external address from now on.
 

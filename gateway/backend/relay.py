@@ -7,7 +7,7 @@ internal host sends on its own do not leave from its external port, for the rela
 from __future__ import annotations
 
 import asyncio
-import errno
+import socket
 from collections import Counter
 from dataclasses import dataclass
 
@@ -71,6 +71,13 @@ class Relay:
         if self._udp is not None:
             self._udp.close_all()
 
+    def check_address(self, external_address: str) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind((external_address, 0))
+            except OSError as error:
+                raise InstallRefusedError(error.strerror or str(error)) from error
+
     def install(self, install: Install) -> None:
         assert self._udp is not None
         assert self._tcp is not None
@@ -85,7 +92,7 @@ class Relay:
                 self._mappings[install.number] = TcpMapping(install.number, outside, inside, self._tcp)
         except OSError as error:
             del self._installs[install.number]
-            raise InstallRefusedError(errno.errorcode.get(error.errno or 0, str(error))) from error
+            raise InstallRefusedError(error.strerror or str(error)) from error
 
     def remove(self, number: int) -> None:
         carrier = self._mappings.pop(number, None)

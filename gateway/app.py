@@ -1,0 +1,432 @@
+"""The gateway as one object: sockets, mapping table, back end and state file joined.
+
+One task carries out the table's effects, in this order: installations, then one commit for all changes at hand, then
+the answers. Whatever arrives during a commit goes into the next one, so a busy gateway pays for few of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import assert_never
+
+import structlog
+
+from .announcer import Announcer
+from .backend.base import Backend
+from .backend.relay import Relay, RelayLimits
+from .config import Endpoint, GatewayConfig
+from .errors import InstallRefusedError, StartError, StoreError
+from .listener import Listener
+from .mappings import (
+    AddressChanged,
+    Answer,
+    Change,
+    Changed,
+    EpochReset,
+    Install,
+    Key,
+    Mapping,
+    MappingTable,
+    Origin,
+    Remove,
+    Transport,
+    Verdict,
+)
+from .natpmp import MapTicket, NatPmpFrontEnd, Peer
+from .ratelimit import RateLimit
+from .state import Saved, StateFile
+from .system import System
+
+CLOCK_CHECK_SECONDS = 60.0
+"""How often the wall clock is compared with the monotonic one; a step makes the times in the state file wrong."""
+CLOCK_STEP_SECONDS = 2.0
+RETRY_SECONDS = 1.0
+"""Wait after a failed commit that nobody's request repeats."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MappingView:
+    """A mapping for display. `remaining_seconds` is None for a static one."""
+
+    transport: str
+    internal: Endpoint
+    external_address: str | None
+    external_port: int
+    remaining_seconds: float | None
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MappingEvent:
+    """A mapping was created, renewed, deleted, lapsed or lost."""
+
+    change: str
+    mapping: MappingView
+
+
+@dataclass(frozen=True, slots=True)
+class AddressEvent:
+    """The external address changed; None says that there is none now."""
+
+    external_address: str | None
+
+
+Event = MappingEvent | AddressEvent
+
+
+class Gateway:
+    """A NAT-PMP gateway. `start` raises `StartError`; a gateway is started once and stopped once."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        *,
+        on_event: Callable[[Event], None] | None = None,
+        system: System | None = None,
+        backend: Backend | None = None,
+    ) -> None:
+        self._config = config
+        self._on_event = on_event
+        self._system = system or System()
+        limits = config.limits
+        self._backend: Backend = backend or Relay(
+            RelayLimits(
+                udp_idle_seconds=limits.udp_idle_seconds,
+                udp_flows=limits.udp_flows,
+                tcp_connections=limits.tcp_connections,
+            )
+        )
+        self.counters: Counter[str] = Counter()
+        self._log = structlog.get_logger(__name__)
+        self._rate_limit = RateLimit(config.natpmp.requests_per_second)
+        self._announcer = Announcer()
+        self._listeners: list[Listener] = []
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gateway-state")
+        self._state: StateFile | None = None
+        self._worker: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self._settled: list[asyncio.Future[None]] = []
+        self._unsaved: dict[Key, Mapping | None] = {}
+        self._must_save = False
+        self._retry_at: float | None = None
+        self._clock_offset = 0.0
+        self._clock_check_at = 0.0
+
+    # -- for the composition root ----------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open everything, take over the saved mappings, answer. Leaves nothing open if it fails."""
+        try:
+            await self._start()
+        except BaseException:
+            await self._close()
+            raise
+
+    async def stop(self) -> None:
+        """Stop answering, keep what is stored, end all relayed traffic."""
+        if self._worker is not None:
+            self._worker.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._worker
+            self._worker = None
+        await self._close()
+
+    async def set_external_address(self, address: str | IPv4Address | None) -> None:
+        """Move to another external address (None: there is none). Returns when every mapping has moved.
+
+        Raises `InstallRefusedError`, and changes nothing, if the back end cannot use the address.
+        """
+        if self._worker is None:
+            raise RuntimeError("the gateway is not running")
+        text = None if address is None else str(IPv4Address(address))
+        if text is not None:
+            self._backend.check_address(text)
+        self._table.set_external_address(text, now=self._system.monotonic())
+        self._add_statics()
+        settled = asyncio.get_running_loop().create_future()
+        self._settled.append(settled)
+        self._wake.set()
+        await settled
+
+    @property
+    def natpmp_addresses(self) -> list[Endpoint]:
+        """Where requests are answered, with the ports that were taken for port 0."""
+        return [listener.endpoint for listener in self._listeners]
+
+    @property
+    def external_address(self) -> str | None:
+        """The external address as clients are told it."""
+        return self._table.external_address
+
+    def mappings(self) -> list[MappingView]:
+        """All mappings at this moment, by external port."""
+        return sorted(map(self._view, self._table.mappings()), key=lambda view: (view.external_port, view.transport))
+
+    def epoch(self) -> int:
+        """Seconds since the mapping table was initialised (RFC 6886 §3.6)."""
+        return self._table.epoch(self._system.monotonic())
+
+    # -- start and stop --------------------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        config = self._config
+        loop = asyncio.get_running_loop()
+        self._state = await loop.run_in_executor(self._thread, StateFile, config.state.file)
+        now, unix = self._system.monotonic(), self._system.unix()
+        self._clock_offset = unix - now
+        self._clock_check_at = now + CLOCK_CHECK_SECONDS
+        state = self._state
+        saved = await loop.run_in_executor(self._thread, lambda: state.load(now=now, unix=unix))
+        if saved.damaged is not None:
+            self._log.warning("state file was damaged, mappings lost", moved_to=str(saved.damaged))
+        for number, endpoint in enumerate(config.natpmp.listen):
+            self._listeners.append(Listener(endpoint, self._receiver(number), self.counters))
+        own_ports = frozenset({*(endpoint.port for endpoint in self.natpmp_addresses), config.natpmp.announce_to.port})
+        self._table = MappingTable(config.limits.table_limits(own_ports), epoch=saved.epoch or 0.0, now=now)
+        self._front_end = NatPmpFrontEnd(self._table)
+        await self._backend.start()
+        self._take_over(saved, now)
+        # The epoch's base has to be in the file before a client can learn an epoch from it.
+        self._must_save = True
+        await self._settle()
+        if self._must_save:
+            raise StartError(f"state file {config.state.file} cannot be written")
+        for listener in self._listeners:
+            listener.open()
+        self._worker = loop.create_task(self._run(), name="gateway")
+
+    def _take_over(self, saved: Saved, now: float) -> None:
+        """Enter the configured mappings, then the saved ones, then the address that they are all installed on.
+
+        What cannot be taken over although it had not lapsed is a loss of state: the epoch begins anew.
+        """
+        self._add_statics()
+        rejected = self._table.restore(saved.mappings, now=now)
+        for mapping in rejected:
+            self._unsaved[mapping.key] = None
+        if any(mapping.expires_at is not None and mapping.expires_at > now for mapping in rejected):
+            self._table.reset_epoch(now=now)
+        address = self._config.external.address
+        if address is not None:
+            try:
+                self._backend.check_address(str(address))
+            except InstallRefusedError as refusal:
+                raise StartError(f"external address {address}: {refusal}") from None
+            self._table.set_external_address(str(address), now=now)
+
+    async def _close(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        await self._backend.stop()
+        if self._state is not None:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._state.close)
+            self._state = None
+        self._thread.shutdown(wait=False)
+        for settled in self._settled:
+            settled.cancel()
+
+    # -- the worker ------------------------------------------------------------------------------------------------
+
+    def _receiver(self, number: int) -> Callable[[bytes, str, int], None]:
+        def receive(datagram: bytes, host: str, port: int) -> None:
+            now = self._system.monotonic()
+            if not self._rate_limit.admits(host, now=now):
+                self.counters["over rate"] += 1
+                return
+            reply = self._front_end.receive(datagram, Peer(number, host, port), draw=self._system.draw(), now=now)
+            if reply is not None:
+                self._listeners[number].send(reply, (host, port))
+            else:
+                self._wake.set()
+
+        return receive
+
+    async def _run(self) -> None:
+        """Carry out effects whenever there are some, and deadlines when they come."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._seconds_to_deadline()):
+                    await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self._turn()
+            except Exception:  # noqa: BLE001 (root of the worker: it goes on)
+                self.counters["failures"] += 1
+                self._log.exception("gateway worker failed")
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _turn(self) -> None:
+        now = self._system.monotonic()
+        self._table.handle_deadline(now=now)
+        settled, self._settled = self._settled, []
+        try:
+            await self._settle()
+        finally:
+            for future in settled:
+                if not future.done():
+                    future.set_result(None)
+        if now >= self._clock_check_at:
+            await self._check_clocks(now)
+        self._announcer.handle_deadline(now=self._system.monotonic())
+        if self._announcer.take_due():
+            self._announce()
+
+    def _seconds_to_deadline(self) -> float:
+        deadlines = (
+            self._table.next_deadline(),
+            self._announcer.next_deadline(),
+            self._retry_at,
+            self._clock_check_at,
+        )
+        earliest = min(deadline for deadline in deadlines if deadline is not None)
+        return max(0.0, earliest - self._system.monotonic())
+
+    async def _settle(self) -> None:
+        """Carry out all effects at hand: back end first, then the state file, then answers and events."""
+        changes: list[Changed] = []
+        answers: list[Answer] = []
+        events: list[Event] = []
+        while effects := self._table.take_effects():
+            for effect in effects:
+                match effect:
+                    case Install():
+                        self._install(effect)
+                    case Remove(number):
+                        self._backend.remove(number)
+                    case Changed(change, mapping):
+                        changes.append(effect)
+                        events.append(MappingEvent(change=change.value, mapping=self._view(mapping)))
+                        self._note_unsaved(change, mapping)
+                    case AddressChanged(address):
+                        events.append(AddressEvent(address))
+                        self._announcer.restart(now=self._system.monotonic())
+                    case EpochReset():
+                        self._must_save = True
+                        self._announcer.restart(now=self._system.monotonic())
+                    case Answer():
+                        answers.append(effect)
+                    case _:
+                        assert_never(effect)
+        if (self._unsaved or self._must_save) and not await self._save():
+            for changed in changes:
+                if changed.change is Change.CREATED:
+                    self._table.discard(changed.mapping.key)
+            answers = [Answer(answer.ticket, Verdict.NO_RESOURCES) for answer in answers]
+            self._wake.set()
+        for answer in answers:
+            self._send_answer(answer)
+        for event in events:
+            self._tell(event)
+
+    def _install(self, install: Install) -> None:
+        try:
+            self._backend.install(install)
+        except InstallRefusedError as refusal:
+            mapping = install.mapping
+            if mapping.origin is Origin.STATIC:
+                where = f"{mapping.key.transport.name.lower()} {install.external_address}:{mapping.external_port}"
+                if self._worker is None:
+                    raise StartError(f"static mapping {where}: {refusal}") from None
+                self._log.warning("static mapping not possible", mapping=where, reason=str(refusal))
+            self._table.installed(install.number, False, now=self._system.monotonic())
+        else:
+            self._table.installed(install.number, True, now=self._system.monotonic())
+
+    def _send_answer(self, answer: Answer) -> None:
+        ticket = answer.ticket
+        assert isinstance(ticket, MapTicket)
+        datagram = ticket.reply(answer, self.epoch())
+        self._listeners[ticket.peer.listener].send(datagram, (ticket.peer.host, ticket.peer.port))
+
+    def _announce(self) -> None:
+        self.counters["announcements"] += 1
+        datagram = self._front_end.address_datagram(now=self._system.monotonic())
+        for listener in self._listeners:
+            listener.send(datagram, self._config.natpmp.announce_to)
+
+    def _add_statics(self) -> None:
+        """Enter the configured mappings that are not there: at the start, or because an address had no room for one."""
+        for static in self._config.static:
+            key = Key(Transport[static.transport.upper()], *static.internal)
+            if not self._table.add_static(key, static.external_port):
+                what = f"static mapping {static.transport} {static.external_port} to {static.internal}"
+                if self._worker is None:
+                    raise StartError(f"{what}: another one has the port or its companion")
+                self._log.warning("static mapping not possible", mapping=what, reason="a client has the port")
+
+    # -- state file ------------------------------------------------------------------------------------------------
+
+    def _note_unsaved(self, change: Change, mapping: Mapping) -> None:
+        """Remember what the next commit has to hold; static mappings are the configuration's."""
+        if mapping.origin is not Origin.STATIC:
+            is_there = change in (Change.CREATED, Change.RENEWED)
+            self._unsaved[mapping.key] = mapping if is_there else None
+
+    async def _save(self, *, rewrite: bool = False) -> bool:
+        """Commit what is unsaved. After a failure it stays unsaved, and a retry is due soon."""
+        assert self._state is not None
+        state, unsaved = self._state, self._unsaved
+        if rewrite:
+            unsaved = {mapping.key: mapping for mapping in self._table.mappings()}
+        now, unix = self._system.monotonic(), self._system.unix()
+        age = self._table.age(now)
+        try:
+            await asyncio.get_running_loop().run_in_executor(
+                self._thread, lambda: state.commit(unsaved, epoch=age, now=now, unix=unix, rewrite=rewrite)
+            )
+        except StoreError as error:
+            if self._retry_at is None:
+                self._log.error("mappings cannot be stored", reason=str(error))
+            self.counters["failed commits"] += 1
+            self._retry_at = now + RETRY_SECONDS
+            return False
+        self.counters["commits"] += 1
+        self._retry_at = None
+        self._must_save = False
+        self._unsaved = {}
+        return True
+
+    async def _check_clocks(self, now: float) -> None:
+        """Rewrite the state file's times if somebody set the wall clock, as routers do some time after the start."""
+        self._clock_check_at = now + CLOCK_CHECK_SECONDS
+        offset = self._system.unix() - now
+        if abs(offset - self._clock_offset) > CLOCK_STEP_SECONDS and await self._save(rewrite=True):
+            self._clock_offset = offset
+
+    # -- display ---------------------------------------------------------------------------------------------------
+
+    def _view(self, mapping: Mapping) -> MappingView:
+        remaining = None
+        if mapping.expires_at is not None:
+            remaining = max(0.0, mapping.expires_at - self._system.monotonic())
+        return MappingView(
+            transport=mapping.key.transport.name.lower(),
+            internal=Endpoint(mapping.key.host, mapping.key.port),
+            external_address=self._table.external_address,
+            external_port=mapping.external_port,
+            remaining_seconds=remaining,
+            origin=mapping.origin.value,
+        )
+
+    def _tell(self, event: Event) -> None:
+        match event:
+            case MappingEvent():
+                view = event.mapping
+                log = self._log.debug if event.change == Change.RENEWED.value else self._log.info
+                log(
+                    f"mapping {event.change}",
+                    transport=view.transport,
+                    inside=str(view.internal),
+                    external_port=view.external_port,
+                    origin=view.origin,
+                )
+            case AddressEvent(address):
+                self._log.info("external address changed", address=address)
+        if self._on_event is not None:
+            self._on_event(event)
