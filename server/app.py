@@ -2,9 +2,9 @@
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -59,6 +59,7 @@ class Server:
         self._udp: dict[int, UdpListener] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
+        self.failed = False
         self.tls_port: int | None = None
         self.metrics_port: int | None = None
         self.store: Store
@@ -111,8 +112,7 @@ class Server:
         await self._publish_service()
         await self.writer.catch_up()
         await self._load_keys()
-        while self.leases.next_moment() is not None and self.leases.next_moment() <= self.clock.lease():  # type: ignore[operator]
-            await self.writer.step([])
+        await self.writer.lapse_due()
         if settings.metrics.listen:
             address, port = split_host_port(settings.metrics.listen)
             self.metrics_port = await self._metrics_listener(address, port)
@@ -120,10 +120,10 @@ class Server:
         self._spawn("follow", self._follow(generation))
         self._spawn("key use", self._write_key_use())
 
-    def _spawn(self, name: str, work: "asyncio._CoroutineLike[None]") -> None:
+    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.get_running_loop().create_task(self._root(name, work), name=name))
 
-    async def _root(self, name: str, work: "asyncio._CoroutineLike[None]") -> None:
+    async def _root(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Root of a worker: a fault of ours is logged and counted, and stops the server, never silently the worker."""
         try:
             await work
@@ -137,8 +137,6 @@ class Server:
         """Until `request_stop` or a worker's fault; True when it was asked for."""
         await self._stopping.wait()
         return not self.failed
-
-    failed = False
 
     def request_stop(self) -> None:
         self._stopping.set()
@@ -238,6 +236,11 @@ class Server:
         except StoreError as error:
             raise StartError(str(error)) from None
 
+    async def reload(self) -> None:
+        """Take over at once what was done to the store through this very object (members, keys)."""
+        await self._load_keys()
+        self.writer.follow()
+
     async def _load_keys(self) -> None:
         members = {member.id: member for member in await self.store.members()}
         self.keyring.replace(
@@ -254,8 +257,7 @@ class Server:
                 if seen == generation:
                     continue
                 generation = seen
-                await self._load_keys()
-                self.writer.follow()
+                await self.reload()
             except StoreError as error:
                 self.metrics.store_errors.inc()
                 log.error("cannot follow the database", error=str(error))

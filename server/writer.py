@@ -122,6 +122,11 @@ class Writer:
             if self._stopping:
                 return
 
+    async def lapse_due(self) -> None:
+        """Before serving: what lapsed while the server was down is gone first."""
+        while self._is_lapse_due():
+            await self.step([])
+
     def follow(self) -> None:
         """Another process committed: catch up when the batch at hand is done."""
         self._behind = True

@@ -1,0 +1,293 @@
+"""The lab: server, gateway and two members' machines on loopback, in one process, each part as shipped.
+
+alice is an open member, bob a private one; each has two machines behind the one router, whose external address can be
+renumbered. Everything persists in a state directory: started again there, ports, keys and data are the same.
+"""
+
+import asyncio
+import base64
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from client_stub.agent import Agent
+from client_stub.config import ClientConfig
+from gateway.app import AddressEvent, Event, Gateway, MappingEvent
+from gateway.config import GatewayConfig
+from homing.certificates import CertificateFiles, ensure_certificates
+from homing.lab_ports import LabPorts, lab_ports
+from homing.lab_view import LabPicture, MachineRow, MappingRow, TunnelRow
+from protocol.name import from_text, to_text
+from protocol.tsig import Key
+from server.app import Server
+from server.config import ServerSettings
+from server.members import add_member, ensure_admin_key
+from server.zone.model import Change
+
+ZONE: Final = "members.example."
+LOOPBACK: Final = "127.0.0.1"
+_EXTERNAL: Final = "127.77.0.{}"  # documentation addresses cannot be bound; these stand for the router's outside
+_INTERNAL_PORT: Final = 4500  # RFC 6281 §4: UDP 4500 is mapped
+READY_SECONDS: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Machine:
+    """One machine of the lab: its member, name, MAC and internal address."""
+
+    member: str
+    name: str
+    mac: str
+    address: str
+
+
+MACHINES: Final = (
+    _Machine("alice", "mac", "00:22:69:8E:34:2A", "127.0.0.11"),
+    _Machine("alice", "mini", "00:22:69:8E:34:2B", "127.0.0.12"),
+    _Machine("bob", "desk", "02:42:AC:11:00:02", "127.0.0.21"),
+    _Machine("bob", "laptop", "02:42:AC:11:00:03", "127.0.0.22"),
+)
+
+Say = Callable[[str, str], None]
+"""Takes an event of the lab: who, and what in words."""
+
+
+class Lab:
+    """Start, look at, disturb, stop."""
+
+    def __init__(self, directory: Path, *, with_clients: bool, say: Say) -> None:
+        self._directory = directory
+        self._with_clients = with_clients
+        self._say = say
+        self._ports: LabPorts
+        self._certificates: CertificateFiles
+        self._keys: dict[str, Key] = {}
+        self._agents: dict[str, Agent] = {}
+        self._external = 1
+        self.server: Server
+        self.gateway: Gateway
+        self._stack = contextlib.AsyncExitStack()
+
+    async def start(self) -> None:
+        """Every part answers when it returns; on failure nothing is left running."""
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def _start(self) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._ports = lab_ports(self._directory / "ports.json")
+        names = [f"ns.{ZONE}".rstrip("."), "localhost"]
+        self._certificates = ensure_certificates(self._directory / "tls", names, [LOOPBACK])
+        self.server = Server(self._server_settings(), on_change=self._on_change)
+        await self.server.start()
+        self._stack.push_async_callback(self.server.stop)
+        await self._ensure_members()
+        self.gateway = Gateway(self._gateway_config(), on_event=self._on_gateway)
+        await self.gateway.start()
+        self._stack.push_async_callback(self.gateway.stop)
+        if self._with_clients:
+            for machine in MACHINES:
+                await self._start_agent(machine)
+            self._stack.push_async_callback(self._stop_agents)
+
+    async def stop(self) -> None:
+        """Clients leave (names and mappings are taken back), then the gateway, then the server."""
+        await self._stack.aclose()
+
+    def _server_settings(self) -> ServerSettings:
+        return ServerSettings.model_validate(
+            {
+                "database": {"url": f"sqlite+aiosqlite:///{self.database}"},
+                "zone": {"name": ZONE},
+                "dns": {
+                    "listen": [f"{LOOPBACK}:{self._ports.dns}"],
+                    "listen_tls": [f"{LOOPBACK}:{self._ports.tls}"],
+                    "certificate_file": self._certificates.certificate_file,
+                    "key_file": self._certificates.key_file,
+                },
+                "metrics": {"listen": f"{LOOPBACK}:{self._ports.metrics}"},
+            }
+        )
+
+    def _gateway_config(self) -> GatewayConfig:
+        return GatewayConfig.model_validate(
+            {
+                "natpmp": {
+                    "listen": [f"{LOOPBACK}:{self._ports.natpmp}"],
+                    "announce_to": f"224.0.0.1:{self._ports.announcements}",
+                },
+                "external": {"address": self.external_address},
+                "state": {"file": self._directory / "gateway.sqlite"},
+            }
+        )
+
+    def _client_config(self, machine: _Machine) -> ClientConfig:
+        key = self._keys[machine.member]
+        return ClientConfig.model_validate(
+            {
+                "machine": {
+                    "name": machine.name,
+                    "mac": machine.mac,
+                    "internal_address": machine.address,
+                    "internal_port": _INTERNAL_PORT,
+                },
+                "member": {"domain": f"{machine.member}.{ZONE}", "key": _key_dict(key)},
+                "dns": {
+                    "server": f"{LOOPBACK}:{self._ports.dns}",
+                    "ca_file": self._certificates.ca_file,
+                },
+                "nat": {
+                    "mode": "natpmp",
+                    "gateway": f"{LOOPBACK}:{self._ports.natpmp}",
+                    "announcements": f"224.0.0.1:{self._ports.announcements}",
+                },
+            }
+        )
+
+    async def _ensure_members(self) -> None:
+        store = self.server.store
+        now = int(time.time())
+        admin = await ensure_admin_key(store, f"admin.{ZONE}", now=now)
+        self._keys["admin"] = admin.key
+        members = {member.name for member in await store.members()}
+        for name, private in (("alice", False), ("bob", True)):
+            if name not in members:
+                await add_member(store, name, private=private, now=now)
+        await self.server.reload()
+        await self.server.writer.catch_up()
+        found = {row.key.name: row.key for row in await store.keys()}
+        for name in ("alice", "bob"):
+            self._keys[name] = found[from_text(f"{name}.{ZONE}")]
+
+    async def _start_agent(self, machine: _Machine) -> None:
+        label = f"{machine.name}.{machine.member}"
+        agent = Agent(self._client_config(machine), on_event=lambda text, **fields: self._on_agent(label, text, fields))
+        self._agents[label] = agent
+        await agent.start()
+
+    async def _stop_agents(self) -> None:
+        await asyncio.gather(*(agent.stop() for agent in self._agents.values()))
+        self._agents.clear()
+
+    # -- what a person or a script may do ----------------------------------------------------------
+
+    async def wait_until_ready(self) -> bool:
+        """Until every client has published and sees its member's other machine; False when it takes too long."""
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                while not all(agent.status().is_settled for agent in self._agents.values()):
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            return False
+        return True
+
+    async def renumber(self) -> str:
+        """Give the router another external address."""
+        self._external = self._external % 250 + 1
+        await self.gateway.set_external_address(self.external_address)
+        return self.external_address
+
+    async def restart_client(self) -> str:
+        """Kill one client as a crash would, and start it again."""
+        label, agent = next(iter(self._agents.items()))
+        self._say(label, "killed")
+        await agent.abort()
+        del self._agents[label]
+        machine = next(machine for machine in MACHINES if f"{machine.name}.{machine.member}" == label)
+        await self._start_agent(machine)
+        self._say(label, "started again")
+        return label
+
+    # -- what it looks like ------------------------------------------------------------------------
+
+    @property
+    def database(self) -> Path:
+        return self._directory.resolve() / "homing.db"
+
+    @property
+    def external_address(self) -> str:
+        return _EXTERNAL.format(self._external)
+
+    def description(self) -> dict[str, Any]:
+        """The contract's JSON object (DESIGN §6): ports, keys, files."""
+        natpmp = self.gateway.natpmp_addresses[0]
+        return {
+            "zone": ZONE,
+            "dns": {"address": LOOPBACK, "udp": self._ports.dns, "tcp": self._ports.dns, "tls": self._ports.tls},
+            "ca_file": str(self._certificates.ca_file),
+            "keys": {name: _key_dict(key) for name, key in self._keys.items()},
+            "natpmp": {"address": natpmp.host, "port": natpmp.port},
+            "external_address": self.external_address,
+            "database": str(self.database),
+            "metrics": f"http://{LOOPBACK}:{self._ports.metrics}/metrics",
+        }
+
+    def picture(self) -> LabPicture:
+        machines, tunnels = [], []
+        for label, agent in self._agents.items():
+            status = agent.status()
+            machines.append(
+                MachineRow(
+                    name=label,
+                    is_private=label.endswith(".bob"),
+                    state=status.state,
+                    inner=str(status.inner),
+                    outer=str(status.outer or "-"),
+                    lease_left=status.lease_seconds_left,
+                    subscriptions=status.subscriptions,
+                )
+            )
+            tunnels.extend(
+                TunnelRow(label, row.peer, str(row.inner), str(row.outer or "-"), row.reach) for row in status.tunnels
+            )
+        mappings = [
+            MappingRow(
+                view.transport,
+                f"{view.external_address}:{view.external_port}",
+                str(view.internal),
+                view.remaining_seconds,
+            )
+            for view in self.gateway.mappings()
+        ]
+        dns = f"{LOOPBACK}:{self._ports.dns} (tls {self._ports.tls})"
+        return LabPicture(
+            title=f"homing lab   zone {ZONE}   dns {dns}   router {self.external_address}",
+            machines=machines,
+            tunnels=tunnels,
+            mappings=mappings,
+            serials=[(to_text(zone.apex), zone.serial) for zone in self.server.zones],
+            leases=len(self.server.leases),
+            subscriptions=self.server.push.subscriptions,
+        )
+
+    def _on_change(self, change: Change) -> None:
+        if change.actor.kind == "operator":
+            return
+        who = change.actor.key or change.actor.kind
+        count = f"+{len(change.added) - 1} -{len(change.removed) - 1}"
+        self._say("server", f"{to_text(change.apex)} serial {change.serial_to}: {count} by {who}")
+
+    def _on_gateway(self, event: Event) -> None:
+        match event:
+            case MappingEvent(change=change, mapping=view):
+                self._say("gateway", f"mapping {change}: {view.transport} {view.external_port} -> {view.internal}")
+            case AddressEvent(external_address=address):
+                self._say("gateway", f"external address is {address}, announcing")
+
+    def _on_agent(self, label: str, text: str, fields: dict[str, Any]) -> None:
+        shown = " ".join(f"{name}={value}" for name, value in fields.items())
+        self._say(label, f"{text} {shown}".rstrip())
+
+
+def _key_dict(key: Key) -> dict[str, str]:
+    return {
+        "name": to_text(key.name),
+        "algorithm": key.algorithm.text,
+        "secret": base64.b64encode(key.secret).decode("ascii"),
+    }
