@@ -1,0 +1,1 @@
+"""Alembic environment and revisions, shipped with the program; `server.store.migrate` runs them at start."""

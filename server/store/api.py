@@ -1,0 +1,164 @@
+"""What a store does, for those who use one: rows, errors, and the protocol that SqlStore and MemoryStore both keep.
+
+Every name in a row is wire octets; `apex`, `domain` and key names are folded. Methods raise `StoreError` and nothing
+else. Content of a zone changes only together with its serial, compared and set in the same transaction.
+"""
+
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from protocol.tsig import Key
+from server.zone.model import Change, StoredRR, ZoneCommit
+
+
+class StoreError(Exception):
+    """The store could not do it; the text is one plain line for the operator."""
+
+
+class Superseded(StoreError):
+    """Another process moved the zone's serial (or removed the zone): load it again, then try again."""
+
+    def __init__(self, zone_id: int) -> None:
+        super().__init__(f"zone number {zone_id} was changed by another process")
+        self.zone_id = zone_id
+
+
+class ZoneRow(NamedTuple):
+    """A zone without its records. `soa` is rdata whose serial field says nothing: `serial` does."""
+
+    id: int
+    apex: bytes
+    kind: str  # "service" or "member"
+    member_id: int | None
+    serial: int
+    soa: bytes
+    soa_ttl: int
+
+
+class MemberRow(NamedTuple):
+    id: int
+    name: str
+    domain: bytes
+    private: bool
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRow:
+    """A TSIG key. `member_id` None is an administrator's; `kdf` is JSON when a password made the secret."""
+
+    key: Key
+    member_id: int | None
+    created_at: int
+    revoked_at: int | None = None
+    last_used_at: int | None = None
+    kdf: str | None = None
+
+
+class JournalRow(NamedTuple):
+    """A journal entry under its number, which only grows."""
+
+    id: int
+    zone_id: int
+    change: Change
+
+
+class Reader(Protocol):
+    """Reads; within one `reading()` or `transaction()` all of one moment."""
+
+    async def load_zones(self) -> list[ZoneRow]: ...
+
+    def load_records(self, zone_id: int) -> AsyncIterator[list[StoredRR]]:
+        """All records of a zone (the SOA is in its ZoneRow) in canonical order of owners, in large lists.
+
+        No owner name is spread over two lists.
+        """
+        ...
+
+    async def load_nodes(self, zone_id: int, owners: Iterable[bytes]) -> dict[bytes, list[StoredRR]]:
+        """Records by folded owner, for the folded `owners` that have any."""
+        ...
+
+    async def load_subtree(self, zone_id: int, owner: bytes) -> dict[bytes, list[StoredRR]]:
+        """Records by folded owner, at and below the folded `owner`."""
+        ...
+
+    async def changes_since(self, zone_id: int, serial: int) -> list[Change] | None:
+        """The journal from `serial` to the zone's present one; None when it does not reach back to `serial`."""
+        ...
+
+    async def journal(self, *, after: int = 0, zone_id: int | None = None, limit: int = 1000) -> list[JournalRow]:
+        """Entries with ids above `after`, oldest first: page with the last id."""
+        ...
+
+    async def members(self) -> list[MemberRow]:
+        """All members by name."""
+        ...
+
+    async def keys(self) -> list[KeyRow]:
+        """All keys by name, revoked ones too, their secrets opened."""
+        ...
+
+    async def meta(self, name: str) -> str | None: ...
+
+
+class Transaction(Reader, Protocol):
+    """One transaction: what is done here is done together or not at all."""
+
+    async def apply(self, commits: Sequence[ZoneCommit]) -> None: ...
+
+    async def add_zone(
+        self, apex: bytes, *, kind: str, member_id: int | None, serial: int, soa: bytes, soa_ttl: int
+    ) -> int: ...
+
+    async def remove_zone(self, zone_id: int) -> None:
+        """The zone with its records and journal."""
+        ...
+
+    async def add_member(self, name: str, domain: bytes, *, private: bool, created_at: int) -> int: ...
+
+    async def remove_member(self, member_id: int) -> None:
+        """The member with its keys, and its own zone if it has one."""
+        ...
+
+    async def add_key(self, row: KeyRow) -> None:
+        """Add a key, in the place of a revoked one of that name if there is one."""
+        ...
+
+    async def revoke_key(self, name: bytes, at: int) -> bool:
+        """Whether a valid key of that name was there."""
+        ...
+
+    async def set_meta(self, name: str, value: str) -> None: ...
+
+
+class Store(Reader, Protocol):
+    async def commit(self, commits: Sequence[ZoneCommit]) -> None:
+        """Write all of it in one transaction, durable on return; `Superseded` and nothing written when a serial moved.
+
+        Cancellation waits until the transaction has ended one way or the other, then goes on.
+        """
+        ...
+
+    def reading(self) -> AbstractAsyncContextManager[Reader]:
+        """Several reads of one moment."""
+        ...
+
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """Reads and writes of one moment; rolled back when the block raises. Keep it short: others wait."""
+        ...
+
+    async def generation(self) -> int:
+        """A number that moves when anyone but this store committed something. Cheap enough to ask every second.
+
+        Ask before loading: what is committed while loading then shows as a move.
+        """
+        ...
+
+    async def touch_keys(self, used: Mapping[bytes, int]) -> None:
+        """Note when keys were last used (seconds since 1970); never moves a time back."""
+        ...
+
+    async def close(self) -> None: ...

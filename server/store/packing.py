@@ -1,0 +1,79 @@
+"""Octets of the store: journal entries as packed RRs, and the keys records are ordered and found by.
+
+    packed RR: owner length u8 | owner | type u16 | TTL u32 | RDLENGTH u16 | rdata
+
+Nothing here knows SQL; both stores use it.
+"""
+
+import struct
+from collections.abc import Iterable
+from hashlib import sha256
+from typing import Final
+
+from protocol.errors import DecodeError
+from server.zone.model import RR
+
+_FIXED: Final = struct.Struct("!HIH")
+_WHOLE_KEY_OCTETS: Final = (
+    256  # longer rdata is keyed by a digest: a B-tree of PostgreSQL holds keys up to 2,704 octets
+)
+_KEPT_OCTETS: Final = _WHOLE_KEY_OCTETS + 1 - 32  # makes every digest key 257 octets, a length no whole key has
+
+
+def pack_rrs(records: Iterable[RR]) -> bytes:
+    """Records as one `bytes`, in order."""
+    out: list[bytes] = []
+    for owner, rtype, ttl, rdata in records:
+        out.append(bytes((len(owner),)))
+        out.append(owner)
+        out.append(_FIXED.pack(rtype, ttl, len(rdata)))
+        out.append(rdata)
+    return b"".join(out)
+
+
+def unpack_rrs(packed: bytes) -> tuple[RR, ...]:
+    """What `pack_rrs` wrote; `DecodeError` when it is cut short."""
+    out: list[RR] = []
+    position = 0
+    end = len(packed)
+    while position < end:
+        start = position + 1
+        stop = start + packed[position]
+        if stop + 8 > end:
+            raise DecodeError("packed record is cut short", position)
+        rtype, ttl, size = _FIXED.unpack_from(packed, stop)
+        after = stop + 8 + size
+        if after > end:
+            raise DecodeError("packed rdata is cut short", position)
+        out.append(RR(packed[start:stop], rtype, ttl, packed[stop + 8 : after]))
+        position = after
+    return tuple(out)
+
+
+def order_key(folded: bytes) -> bytes:
+    """A folded name as octets that sort in canonical order and keep a subtree together (RFC 4034 §6.1).
+
+    Labels from the root down, each ended by 0; 0 and 1 inside a label become 1 1 and 1 2.
+    """
+    labels: list[bytes] = []
+    position = 0
+    while size := folded[position]:
+        label = folded[position + 1 : position + 1 + size]
+        labels.append(label.replace(b"\1", b"\1\2").replace(b"\0", b"\1\1"))
+        position += size + 1
+    labels.append(b"")
+    labels.reverse()
+    return b"\0".join(labels[1:]) + b"\0" if len(labels) > 1 else b""
+
+
+def subtree_bounds(folded: bytes) -> tuple[bytes, bytes]:
+    """`(low, high)` with low <= order_key(n) < high exactly for names at and below `folded`."""
+    low = order_key(folded)
+    return (low, low[:-1] + b"\1") if low else (b"", b"\xff" * 512)
+
+
+def stored_rdata_key(rdata_key: bytes) -> bytes:
+    """The column form of a canonical rdata: itself, or for long ones its beginning and a digest of the whole."""
+    if len(rdata_key) <= _WHOLE_KEY_OCTETS:
+        return rdata_key
+    return rdata_key[:_KEPT_OCTETS] + sha256(rdata_key).digest()

@@ -1,0 +1,124 @@
+"""Tables of the store. Revisions in `migrations/versions` make them; a test compares the two.
+
+Names are wire octets. Times are whole seconds since 1970. Integers are 64 bits wide where the wire has 32 unsigned.
+"""
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+HEAD: Final = "0001"
+"""The revision these tables have; a database at it is opened without loading Alembic."""
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows only in a column of type INTEGER
+
+member = Table(
+    "member",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("name", String(63), nullable=False),
+    Column("domain", LargeBinary, nullable=False),
+    Column("private", Boolean, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    UniqueConstraint("name"),
+    UniqueConstraint("domain"),
+    sqlite_autoincrement=True,
+)
+
+zone = Table(
+    "zone",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("apex", LargeBinary, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("member_id", Id, ForeignKey("member.id", ondelete="CASCADE")),
+    Column("serial", BigInteger, nullable=False),
+    Column("soa", LargeBinary, nullable=False),
+    Column("soa_ttl", BigInteger, nullable=False),
+    UniqueConstraint("apex"),
+    CheckConstraint("kind IN ('service', 'member')", name="kind"),
+    CheckConstraint("(kind = 'member') = (member_id IS NOT NULL)", name="member"),
+    CheckConstraint("serial BETWEEN 0 AND 4294967295", name="serial"),
+    sqlite_autoincrement=True,  # a removed zone's number never comes back as another zone
+)
+
+# `owner_key` is packing.order_key of the owner, so that the primary key (the table itself, in SQLite) holds a member's
+# records side by side. There is no index on expires_at: leases fall due from memory, and each refresh would write it.
+record = Table(
+    "record",
+    metadata,
+    Column("zone_id", Id, ForeignKey("zone.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("owner_key", LargeBinary, primary_key=True),
+    Column("rtype", Integer, primary_key=True, autoincrement=False),
+    Column("rdata_key", LargeBinary, primary_key=True),
+    Column("owner", LargeBinary, nullable=False),
+    Column("ttl", BigInteger, nullable=False),
+    Column("rdata", LargeBinary, nullable=False),
+    Column("expires_at", BigInteger),
+    CheckConstraint("rtype BETWEEN 1 AND 65535", name="rtype"),
+    CheckConstraint("ttl BETWEEN 0 AND 4294967295", name="ttl"),
+    sqlite_with_rowid=False,
+)
+
+change = Table(
+    "change",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("zone_id", Id, ForeignKey("zone.id", ondelete="CASCADE"), nullable=False),
+    Column("serial_from", BigInteger, nullable=False),
+    Column("serial_to", BigInteger, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("actor_kind", String(16), nullable=False),
+    Column("actor_key", Text, nullable=False),
+    Column("actor_peer", Text, nullable=False),
+    Column("removed", LargeBinary, nullable=False),
+    Column("added", LargeBinary, nullable=False),
+    Index(None, "zone_id", "serial_from"),
+    sqlite_autoincrement=True,  # readers resume after an id, so ids only grow
+)
+
+tsig_key = Table(
+    "tsig_key",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("name", LargeBinary, nullable=False),
+    Column("algorithm", String(32), nullable=False),
+    Column("secret", LargeBinary, nullable=False),
+    Column("member_id", Id, ForeignKey("member.id", ondelete="CASCADE")),
+    Column("created_at", BigInteger, nullable=False),
+    Column("revoked_at", BigInteger),
+    Column("last_used_at", BigInteger),
+    Column("kdf", Text),
+    UniqueConstraint("name"),
+    Index(None, "member_id"),
+)
+
+meta = Table(
+    "meta",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", Text, nullable=False),
+)

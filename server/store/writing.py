@@ -1,0 +1,201 @@
+"""Writes of the SQL store, on one connection inside a transaction.
+
+The statements of the hot path are compiled once per dialect and handed to the driver as text with tuples.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy import bindparam, delete, insert, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Dialect
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from server.store import schema
+from server.store.api import KeyRow, StoreError, Superseded
+from server.store.packing import order_key, pack_rrs, stored_rdata_key
+from server.store.reading import SqlReader
+from server.store.sealing import Sealer
+from server.zone.model import RowKey, ZoneCommit
+
+_REPLACED: Final = ("owner", "ttl", "rdata", "expires_at")
+
+
+class Statement:
+    """A statement compiled once: its text for the driver, and the order in which the driver wants its parameters."""
+
+    def __init__(self, statement: Any, dialect: Dialect, names: Sequence[str]) -> None:
+        compiled = statement.compile(dialect=dialect, column_keys=list(names))
+        assert list(compiled.positiontup) == list(names), (compiled.positiontup, names)
+        self._text = str(compiled)
+
+    async def run(self, connection: AsyncConnection, rows: Sequence[tuple[Any, ...]]) -> int:
+        """Execute for one row or many; the number of rows it met, for one."""
+        parameters: Any = rows[0] if len(rows) == 1 else list(rows)
+        return (await connection.exec_driver_sql(self._text, parameters)).rowcount
+
+
+class Statements:
+    """What `apply` and `touch_keys` run."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        zone, record, key, meta = schema.zone, schema.record, schema.tsig_key, schema.meta
+        self.is_postgresql = dialect.name == "postgresql"
+        self.move_serial = Statement(
+            update(zone)
+            .values(serial=bindparam("serial_to"))
+            .where(zone.c.id == bindparam("zone"), zone.c.serial == bindparam("serial_from")),
+            dialect,
+            ("serial_to", "zone", "serial_from"),
+        )
+        self.set_soa = Statement(
+            update(zone)
+            .values(soa=bindparam("rdata"), soa_ttl=bindparam("rdata_ttl"))
+            .where(zone.c.id == bindparam("zone")),
+            dialect,
+            ("rdata", "rdata_ttl", "zone"),
+        )
+        row = (
+            record.c.zone_id == bindparam("zone"),
+            record.c.owner_key == bindparam("owner_bytes"),
+            record.c.rtype == bindparam("type"),
+            record.c.rdata_key == bindparam("rdata_bytes"),
+        )
+        row_names = ("zone", "owner_bytes", "type", "rdata_bytes")
+        self.delete = Statement(delete(record).where(*row), dialect, row_names)
+        self.lease = Statement(
+            update(record).values(expires_at=bindparam("at")).where(*row), dialect, ("at", *row_names)
+        )
+        upsert: Any = (postgresql.insert if self.is_postgresql else sqlite.insert)(record)
+        upsert = upsert.on_conflict_do_update(
+            index_elements=list(record.primary_key), set_={name: upsert.excluded[name] for name in _REPLACED}
+        )
+        self.put = Statement(upsert, dialect, [column.name for column in record.columns])
+        change_names = [column.name for column in schema.change.columns if column.name != "id"]
+        self.log = Statement(insert(schema.change).inline(), dialect, change_names)
+        self.touch = Statement(
+            update(key)
+            .values(last_used_at=bindparam("at"))
+            .where(
+                key.c.name == bindparam("key"),
+                or_(key.c.last_used_at.is_(None), key.c.last_used_at < bindparam("at_again")),
+            ),
+            dialect,
+            ("at", "key", "at_again"),
+        )
+        self.meta = meta
+
+
+class SqlTransaction(SqlReader):
+    """Keeps `api.Transaction`; whoever makes one begins and ends the SQL transaction."""
+
+    def __init__(self, connection: AsyncConnection, sealer: Sealer, statements: Statements) -> None:
+        super().__init__(connection, sealer)
+        self._statements = statements
+
+    async def apply(self, commits: Sequence[ZoneCommit]) -> None:
+        """Serials first, so that a transaction that lost the race has written nothing yet."""
+        statements, connection = self._statements, self._connection
+        for commit in commits:
+            if commit.serial_from != commit.serial_to or commit.deletes or commit.puts or commit.soa:
+                move = (commit.serial_to, commit.zone_id, commit.serial_from)
+                if await statements.move_serial.run(connection, [move]) != 1:
+                    raise Superseded(commit.zone_id)
+            if commit.soa is not None:
+                await statements.set_soa.run(connection, [(*commit.soa, commit.zone_id)])
+        deletes = [row for commit in commits for row in _keys(commit.zone_id, commit.deletes)]
+        if deletes:
+            await statements.delete.run(connection, deletes)
+        puts = [
+            (*key, put.owner, put.ttl, put.rdata, put.expires_at)
+            for commit in commits
+            for key, (_, put) in zip(_keys(commit.zone_id, (row for row, _ in commit.puts)), commit.puts, strict=True)
+        ]
+        if puts:
+            await statements.put.run(connection, puts)
+        leases = [
+            (at, *key)
+            for commit in commits
+            for key, (_, at) in zip(
+                _keys(commit.zone_id, (row for row, _ in commit.leases)), commit.leases, strict=True
+            )
+        ]
+        if leases:
+            await statements.lease.run(connection, leases)
+        changes = [
+            (
+                *(commit.zone_id, change.serial_from, change.serial_to, change.at, *change.actor),
+                *(pack_rrs(change.removed), pack_rrs(change.added)),
+            )
+            for commit in commits
+            for change in commit.changes
+        ]
+        if changes:
+            await statements.log.run(connection, changes)
+
+    async def add_zone(
+        self, apex: bytes, *, kind: str, member_id: int | None, serial: int, soa: bytes, soa_ttl: int
+    ) -> int:
+        values = {"apex": apex, "kind": kind, "member_id": member_id, "serial": serial, "soa": soa, "soa_ttl": soa_ttl}
+        return await self._insert(schema.zone, values, "there is a zone of that name already")
+
+    async def remove_zone(self, zone_id: int) -> None:
+        await self._connection.execute(delete(schema.zone).where(schema.zone.c.id == zone_id))
+
+    async def add_member(self, name: str, domain: bytes, *, private: bool, created_at: int) -> int:
+        values = {"name": name, "domain": domain, "private": private, "created_at": created_at}
+        return await self._insert(schema.member, values, f"there is a member {name} already")
+
+    async def remove_member(self, member_id: int) -> None:
+        await self._connection.execute(delete(schema.member).where(schema.member.c.id == member_id))
+
+    async def add_key(self, row: KeyRow) -> None:
+        key = schema.tsig_key.c
+        name = row.key.name
+        await self._connection.execute(delete(schema.tsig_key).where(key.name == name, key.revoked_at.is_not(None)))
+        values = {
+            "name": name,
+            "algorithm": row.key.algorithm.text,
+            "secret": self._sealer.seal(name, row.key.secret),
+            "member_id": row.member_id,
+            "created_at": row.created_at,
+            "revoked_at": row.revoked_at,
+            "last_used_at": row.last_used_at,
+            "kdf": row.kdf,
+        }
+        await self._insert(schema.tsig_key, values, "there is a key of that name already")
+
+    async def revoke_key(self, name: bytes, at: int) -> bool:
+        key = schema.tsig_key.c
+        found = await self._connection.execute(
+            update(schema.tsig_key).values(revoked_at=at).where(key.name == name, key.revoked_at.is_(None))
+        )
+        return found.rowcount == 1
+
+    async def set_meta(self, name: str, value: str) -> None:
+        meta = schema.meta
+        await self._connection.execute(delete(meta).where(meta.c.name == name))
+        await self._connection.execute(insert(meta).values(name=name, value=value))
+
+    async def touch_keys(self, used: Mapping[bytes, int]) -> None:
+        await self._statements.touch.run(self._connection, [(at, name, at) for name, at in used.items()])
+
+    async def _insert(self, table: Any, values: dict[str, Any], taken: str) -> int:
+        try:
+            made = await self._connection.execute(insert(table).values(**values).returning(table.c.id))
+        except IntegrityError:
+            raise StoreError(taken) from None
+        return int(made.scalar_one())
+
+
+def _keys(zone_id: int, rows: Iterable[RowKey]) -> list[tuple[int, bytes, int, bytes]]:
+    return [(zone_id, order_key(row.owner_key), row.rtype, stored_rdata_key(row.rdata_key)) for row in rows]
+
+
+async def count_commit(connection: AsyncConnection) -> None:
+    """Move the number by which other PostgreSQL clients see that something was committed."""
+    meta = schema.meta
+    value = select(meta.c.value).where(meta.c.name == "generation").with_for_update()
+    present = int((await connection.execute(value)).scalar_one())
+    await connection.execute(update(meta).values(value=str(present + 1)).where(meta.c.name == "generation"))
