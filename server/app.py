@@ -84,7 +84,15 @@ class Server:
         except StoreError as error:
             raise StartError(str(error)) from None
         self.push = PushService(
-            settings.llq, self.clock, self.entropy, self.keyring, self.metrics, self._send, self._keep_open
+            settings.llq,
+            zones=self.zones,
+            keyring=self.keyring,
+            clock=self.clock,
+            entropy=self.entropy,
+            metrics=self.metrics,
+            send=self._send,
+            keep_open=self._keep_open,
+            event_listener=self._event_listener,
         )
         self.writer = Writer(
             zones=self.zones,
@@ -243,11 +251,14 @@ class Server:
 
     async def _load_keys(self) -> None:
         members = {member.id: member for member in await self.store.members()}
+        before = self.keyring.names()
         self.keyring.replace(
             Principal(row.key, row.member_id, members[row.member_id].domain if row.member_id is not None else None)
             for row in await self.store.keys()
             if row.revoked_at is None and (row.member_id is None or row.member_id in members)
         )
+        for name in before - self.keyring.names():
+            self.push.revoke_key(name)
 
     async def _follow(self, generation: int) -> None:
         """Notice what the command line and other nodes commit."""
@@ -298,15 +309,18 @@ class Server:
         if self._watch_change is not None:
             self._watch_change(change)
 
-    def _send(self, peer: Peer, wire: bytes) -> bool:
-        """Send an event where its subscription lives; False when that stream is gone."""
+    def _send(self, peer: Peer, wire: bytes) -> None:
+        """Send an event where its subscription lives; a stream that is gone has told the machine so already."""
         if peer.transport != "udp":
-            return self.streams.send(peer, wire)
-        listener = self._udp.get(peer.via)
-        if listener is None:
-            return False
-        listener.send(peer, wire)
-        return True
+            self.streams.send(peer, wire)
+        elif peer.via in self._udp:
+            self._udp[peer.via].send(peer, wire)
+
+    def _event_listener(self, peer: Peer) -> int | None:
+        """The UDP listener from which a stream's client can be reached at its event port."""
+        connection = self.streams.connections.get(peer.via)
+        port = connection.local_port if connection else None
+        return next((number for number, listener in self._udp.items() if listener.port == port), 0)
 
     def _keep_open(self, via: int, wanted: bool) -> None:
         connection = self.streams.connections.get(via)

@@ -33,6 +33,9 @@ class Keyring:
     def find(self, name: bytes) -> Principal | None:
         return self._by_name.get(name)
 
+    def names(self) -> frozenset[bytes]:
+        return frozenset(self._by_name)
+
     def note_use(self, name: bytes, unix: int) -> None:
         self._used[name] = unix
 

@@ -194,6 +194,12 @@ class StreamConnection(asyncio.Protocol):
             return
         transport.write(len(wire).to_bytes(2, "big") + wire)
 
+    @property
+    def local_port(self) -> int | None:
+        """The port this connection came in by."""
+        sockname = self._transport.get_extra_info("sockname") if self._transport else None
+        return int(sockname[1]) if sockname else None
+
     def keep_open(self) -> None:
         """A subscription lives here: idleness no longer closes the connection, its lease does."""
         self._has_subscription = True

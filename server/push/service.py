@@ -1,0 +1,152 @@
+"""Long-Lived Queries as the pipeline sees them: policy, the machine, the reply; events go through the driver."""
+
+from collections.abc import Callable
+from typing import Final
+
+from protocol.constants import AA, Rcode, Type
+from protocol.edns import LlqError
+from protocol.message import Message, Question
+from protocol.name import fold
+from protocol.tsig import Key
+from server.authz import may_read
+from server.config import LlqSettings
+from server.keyring import Keyring
+from server.metrics import Metrics
+from server.peer import Peer
+from server.push.driver import PushDriver
+from server.push.limits import LlqLimits
+from server.push.llq_machine import LlqMachine
+from server.reply import Reply
+from server.request import Authenticated, Refusal
+from server.system import Clock, Entropy
+from server.zone.model import RR, Change
+from server.zone.zone import Zone, Zones
+
+LookupZone = Callable[[Question], Zone]
+_SECRET_BITS: Final = 256
+
+
+class PushService:
+    """Joins machine, driver and zones. `send` puts an event on its way; `keep_open` says whether a stream may idle."""
+
+    def __init__(
+        self,
+        settings: LlqSettings,
+        *,
+        zones: Zones,
+        keyring: Keyring,
+        clock: Clock,
+        entropy: Entropy,
+        metrics: Metrics,
+        send: Callable[[Peer, bytes], None],
+        keep_open: Callable[[int, bool], None],
+        event_listener: Callable[[Peer], int | None],
+    ) -> None:
+        self._zones = zones
+        self._keyring = keyring
+        self._clock = clock
+        self._metrics = metrics
+        self._keep_open = keep_open
+        self._machine = LlqMachine(
+            LlqLimits(
+                minimum_lease_seconds=settings.minimum_lease_seconds,
+                maximum_lease_seconds=settings.maximum_lease_seconds,
+                maximum_subscriptions=settings.maximum_subscriptions,
+                maximum_per_address=settings.maximum_per_address,
+                quiet_seconds=settings.quiet_seconds,
+                longest_wait_seconds=settings.longest_wait_seconds,
+            ),
+            entropy.bits(_SECRET_BITS).to_bytes(_SECRET_BITS // 8, "big"),
+            lookup=self._lookup,
+            entropy=lambda: entropy.bits(64),
+            event_listener=event_listener,
+        )
+        self._driver = PushDriver(self._machine, send, clock, self._key)
+
+    def query(self, request: Authenticated, reply: Reply, lookup_zone: LookupZone) -> bytes:
+        """Answer a message with LLQ options; `Refusal` when policy lets none of its questions in."""
+        message, peer = request.message, request.peer
+        assert message.opt is not None
+        refusals: list[Refusal] = []
+
+        def admit(question: Question) -> LlqError:
+            try:
+                zone = lookup_zone(question)
+                may_read(request.principal, zone, fold(question.name), question.rtype)
+            except Refusal as refusal:
+                refusals.append(refusal)
+                return LlqError.UNKNOWN_ERR
+            return LlqError.NO_ERROR
+
+        now = self._clock.monotonic()
+        found = self._machine.query(
+            message.questions,
+            message.opt,
+            peer,
+            request.principal.key.name if request.principal else None,
+            admit=admit,
+            now=now,
+            unix=self._clock.unix(),
+        )
+        if refusals and len(refusals) == len(found.options):
+            raise refusals[0]
+        options = [option.encode() for option in found.options]
+        builder = reply.builder(options, flags=AA)
+        written = 0
+        for rr in found.answers:
+            if not builder.answer(rr.owner, rr.rtype, rr.ttl, rr.rdata):
+                break
+            written += 1
+        self._machine.answered(found, written, now=now)
+        if peer.transport != "udp":
+            self._keep_open(peer.via, self._machine.has_stream(peer.via))
+        self._after()
+        return reply.finish(builder, Rcode.NOERROR, options)
+
+    def acknowledge(self, message: Message, peer: Peer) -> bool:
+        """Whether a response acknowledged an event of ours."""
+        matched = self._machine.ack(message, peer, now=self._clock.monotonic())
+        self._after()
+        return matched
+
+    def publish(self, change: Change) -> None:
+        """Take a committed change that queries already see."""
+        self._machine.publish(change, now=self._clock.monotonic())
+        self._after()
+
+    def stream_closed(self, via: int) -> None:
+        self._machine.stream_closed(via, now=self._clock.monotonic())
+        self._after()
+
+    def revoke_key(self, name: bytes) -> None:
+        """End every subscription signed with a key that holds no more."""
+        self._machine.revoke_key(name)
+        self._after()
+
+    def close(self) -> None:
+        self._driver.close()
+
+    @property
+    def subscriptions(self) -> int:
+        return len(self._machine)
+
+    def _after(self) -> None:
+        self._metrics.subscriptions.set(len(self._machine))
+        self._driver.wake()
+
+    def _key(self, name: bytes) -> Key | None:
+        principal = self._keyring.find(name)
+        return principal.key if principal else None
+
+    def _lookup(self, question: Question) -> list[RR]:
+        """Records at exactly this owner name, of this type or CNAME, as queries see them now."""
+        key = fold(question.name)
+        zone = self._zones.enclosing(key, question.rtype)
+        if zone is None:
+            return []
+        now = int(self._clock.lease())
+        rrset = zone.rrset(key, question.rtype, now) or zone.rrset(key, Type.CNAME, now)
+        if rrset is None:
+            return []
+        ttl = rrset.answered_ttl(now)
+        return [RR(question.name, rrset.rtype, ttl, rdata) for rdata in rrset.rdatas]
