@@ -1,0 +1,87 @@
+"""Runs the LLQ machine on asyncio: clocks in, signed events out, one timer."""
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from protocol.name import to_text
+from protocol.tsig import Key, sign
+from server.peer import Peer
+from server.push.llq_machine import LlqMachine, SendEvent
+from server.system import Clock
+
+log = structlog.get_logger(__name__)
+
+
+class PushDriver:
+    """Sends what one machine has to send, when it is due; nothing here awaits.
+
+    `send` puts octets on their way at once, `keys` finds a key by its folded name. Whoever calls the machine calls `wake`
+    afterwards. Events leave in slices, one a turn of the event loop, so that queries are answered in between. `on_fault`
+    is called when a slice failed through a fault of ours; the next one follows all the same.
+    """
+
+    def __init__(
+        self,
+        machine: LlqMachine,
+        send: Callable[[Peer, bytes], object],
+        clock: Clock,
+        keys: Callable[[bytes], Key | None],
+        on_fault: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._machine = machine
+        self._send = send
+        self._clock = clock
+        self._keys = keys
+        self._on_fault = on_fault
+        self._timer: asyncio.TimerHandle | None = None
+        self._armed_for = 0.0
+        self._is_open = True
+
+    def wake(self) -> None:
+        """Send what the machine has ready and set the timer for what comes next."""
+        for event in self._machine.take_effects():
+            self._transmit(event)
+        self._arm()
+
+    def close(self) -> None:
+        """Send no more events."""
+        self._is_open = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _transmit(self, event: SendEvent) -> None:
+        if event.key_name is None:
+            self._send(event.peer, event.wire)
+            return
+        key = self._keys(event.key_name)
+        if key is None:
+            log.info("key gone, its subscriptions end", key=to_text(event.key_name))
+            self._machine.revoke_key(event.key_name)
+            return
+        self._send(event.peer, sign(event.wire, key, now=event.signed_at)[0])
+
+    def _arm(self) -> None:
+        """Keep one timer, set no later than the next deadline; firing early costs nothing."""
+        deadline = self._machine.next_deadline()
+        if deadline is None or not self._is_open:
+            return
+        if self._timer is not None:
+            if self._armed_for <= deadline:
+                return
+            self._timer.cancel()
+        self._armed_for = deadline
+        delay = max(0.0, deadline - self._clock.monotonic())
+        self._timer = asyncio.get_running_loop().call_later(delay, self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        try:
+            self._machine.handle_deadline(now=self._clock.monotonic(), unix=self._clock.unix())
+            self.wake()
+        except Exception:
+            self._on_fault()
+            log.exception("fault while sending events")
+            self._arm()

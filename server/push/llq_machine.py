@@ -1,0 +1,724 @@
+"""The Long-Lived Query server core (RFC 8764, with RFC 6281 §5.3 bounds). Pure: no I/O, clocks, entropy, logging.
+
+Everything that changes a subscription's state is in this file, by the table below. Time and entropy come as arguments;
+what to send is fetched with `take_effects`. Invariant: after every quiet period each subscription is SETTLED on what
+`lookup` says, or GONE, its end counted.
+
+It is driven by levels, not edges: a change only marks a question; when its window closes the zone is asked what it says
+now, and each client is sent the difference to what it holds. Merging and cancelling need no bookkeeping of their own.
+"""
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from itertools import count
+from typing import Final, NamedTuple
+
+from protocol.constants import MAX_MESSAGE_OCTETS, Class, EdnsOption, Type, is_meta_type
+from protocol.edns import LLQ_VERSION, LlqError, LlqOpcode, LlqOption, Opt, llq_options
+from protocol.errors import DecodeError
+from protocol.message import Message, Question
+from protocol.name import fold
+from server.peer import Peer
+from server.push.challenge import Challenger, issue_step
+from server.push.events import Item, event_room, make_plan
+from server.push.limits import MAX_QUESTIONS, RETRY_SECONDS, Counters, LlqLimits
+from server.push.subscriptions import Outstanding, Register, State, Subscription, Topic, View, network_of
+from server.zone.model import RR, Change
+
+
+class Input(Enum):
+    """What can happen to a subscription."""
+
+    SETUP = "set-up request (UDP)"
+    CHALLENGE_MET = "challenge response"
+    STREAM_SETUP = "set-up request (stream)"
+    ASKED_AGAIN = "same request again"
+    CHANGED = "zone differs"
+    NOTHING_NEW = "nothing to tell"
+    SENT = "event sent (UDP)"
+    SENT_ON_STREAM = "event sent (stream)"
+    RETRY = "2 s, then 4 s without ack"
+    ACKED = "ack"
+    REFRESHED = "refresh"
+    MOVED = "stream closed, event port known; or refresh on a stream"
+    REPLACED = "client set up anew"
+    CANCELLED = "refresh with lease 0"
+    LAPSED = "lease ran out"
+    UNREACHABLE = "third try unacked for 8 s"
+    CLOSED = "stream closed, no event port"
+    REVOKED = "key revoked"
+
+
+_ENDS: Final = (Input.REPLACED, Input.CANCELLED, Input.LAPSED, Input.CLOSED, Input.REVOKED)
+_LIVE: Final = (State.SETTLED, State.DUE, State.UNACKED)
+
+TRANSITIONS: Final[dict[tuple[State, Input], State]] = {
+    (State.ABSENT, Input.SETUP): State.ABSENT,  # answered with a challenge that costs no memory
+    (State.ABSENT, Input.CHALLENGE_MET): State.SETTLED,
+    (State.ABSENT, Input.STREAM_SETUP): State.SETTLED,
+    (State.SETTLED, Input.CHANGED): State.DUE,
+    (State.DUE, Input.NOTHING_NEW): State.SETTLED,
+    (State.DUE, Input.SENT): State.UNACKED,
+    (State.DUE, Input.SENT_ON_STREAM): State.SETTLED,
+    (State.UNACKED, Input.RETRY): State.UNACKED,
+    (State.UNACKED, Input.ACKED): State.SETTLED,
+    (State.UNACKED, Input.SENT_ON_STREAM): State.SETTLED,  # a client came back on a stream
+    (State.UNACKED, Input.UNREACHABLE): State.GONE,
+    **{(state, Input.ASKED_AGAIN): state for state in _LIVE},
+    **{(state, Input.REFRESHED): state for state in _LIVE},
+    **{(state, Input.MOVED): state for state in _LIVE},
+    **{(state, end): State.GONE for state in _LIVE for end in _ENDS},
+}
+
+
+def diagram() -> str:
+    """The table as a Mermaid state diagram; parallel arrows share a line."""
+    arrows: dict[tuple[State, State], list[str]] = {}
+    for (start, happening), end in TRANSITIONS.items():
+        arrows.setdefault((start, end), []).append(happening.value)
+    lines = ["stateDiagram-v2", "    [*] --> absent"]
+    lines += [f"    {start.value} --> {end.value} : {' / '.join(words)}" for (start, end), words in arrows.items()]
+    lines.append("    gone --> [*]")
+    return "\n".join(lines) + "\n"
+
+
+AT_RISK_SECONDS: Final = 30.0  # events older than this on a stream that still lived are taken as received
+_SLICE: Final = 500  # events made in one call, so that queries get their turn in between
+_PLANS_KEPT: Final = 64
+_VIEWS_KEPT: Final = 31
+
+Lookup = Callable[[Question], list[RR]]
+Admit = Callable[[Question], LlqError]
+
+
+class SendEvent(NamedTuple):
+    """Send `wire` to `peer`, signed first when `key_name` is set: as a request, with time `signed_at` (unix seconds).
+
+    A retransmission has the same wire and `signed_at`, so signing it again gives the same octets.
+    """
+
+    peer: Peer
+    key_name: bytes | None
+    message_id: int
+    wire: bytes
+    signed_at: int
+
+
+class _Part(NamedTuple):
+    """The records from `start` on, `length` of them, answer this subscription's question."""
+
+    subscription: Subscription
+    is_new: bool
+    start: int
+    length: int
+
+
+@dataclass(slots=True)
+class LlqReply:
+    """What to answer: RCODE NOERROR, AA, the questions echoed, these options first in the OPT, these records.
+
+    The caller writes the leading answers that fit, then calls `LlqMachine.answered` with how many: the rest follows as
+    events. `options` are in question order.
+    """
+
+    options: list[LlqOption] = field(default_factory=list)
+    answers: list[RR] = field(default_factory=list)
+    parts: list[_Part] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Request:
+    peer: Peer
+    key_name: bytes | None
+    admit: Admit
+    now: float
+    unix: int
+    reply: LlqReply = field(default_factory=LlqReply)
+
+    @property
+    def is_udp(self) -> bool:
+        return self.peer.transport == "udp"
+
+
+class _Bucket:
+    """Tokens for set-ups."""
+
+    def __init__(self, per_second: float, burst: int) -> None:
+        self._per_second = per_second
+        self._burst = float(burst)
+        self._tokens = float(burst)
+        self._at: float | None = None
+
+    def _fill(self, now: float) -> None:
+        if self._at is not None:
+            self._tokens = min(self._burst, self._tokens + max(0.0, now - self._at) * self._per_second)
+        self._at = now
+
+    def wait(self, now: float) -> int:
+        """Whole seconds until a token is there, 0 when one is."""
+        self._fill(now)
+        return 0 if self._tokens >= 1 else math.ceil((1 - self._tokens) / self._per_second)
+
+    def take(self) -> None:
+        self._tokens -= 1
+
+
+class LlqMachine:
+    """All subscriptions of a server.
+
+    `lookup` gives the records at exactly a question's owner name, of its type or CNAME, as queries see them now.
+    `entropy` gives 64 random bits. `event_listener` names the UDP listener from which a stream client's event port can
+    be reached, None when there is none. `now` is monotonic seconds, `unix` seconds since 1970. After any call, what to
+    send waits in `take_effects` and the next moment to call `handle_deadline` is `next_deadline`.
+    """
+
+    def __init__(
+        self,
+        limits: LlqLimits,
+        secret: bytes,
+        *,
+        lookup: Lookup,
+        entropy: Callable[[], int],
+        event_listener: Callable[[Peer], int | None] = lambda peer: None,
+    ) -> None:
+        self.counters = Counters()
+        self._limits = limits
+        self._challenger = Challenger(secret)
+        self._lookup = lookup
+        self._entropy = entropy
+        self._event_listener = event_listener
+        self._register = Register()
+        self._bucket = _Bucket(limits.setups_per_second, limits.setup_burst)
+        self._heap: list[tuple[float, int, Subscription | Topic, Outstanding | None]] = []
+        self._ticket = count()
+        self._ready: deque[tuple[float, Subscription]] = deque()
+        self._parked: dict[int, list[Subscription]] = {}
+        self._effects: list[SendEvent] = []
+
+    def __len__(self) -> int:
+        return len(self._register)
+
+    def has_stream(self, via: int) -> bool:
+        """Whether a subscription lives on this connection."""
+        return self._register.has_stream(via)
+
+    def next_deadline(self) -> float | None:
+        """The moment something is due, maybe past; None when nothing ever is."""
+        moments = [entries[0][0] for entries in (self._heap, self._ready) if entries]
+        return min(moments, default=None)
+
+    def take_effects(self) -> list[SendEvent]:
+        effects, self._effects = self._effects, []
+        return effects
+
+    # Requests
+
+    def query(
+        self,
+        questions: Sequence[Question],
+        opt: Opt,
+        peer: Peer,
+        key_name: bytes | None,
+        *,
+        admit: Admit,
+        now: float,
+        unix: int,
+    ) -> LlqReply:
+        """Answer a set-up, challenge response, refresh or cancel, each question for itself.
+
+        `admit` is the server's policy for a new subscription to a question: NO_ERROR, or the error to answer with.
+        `key_name` is the folded name of the key whose signature held. Nothing the peer sends raises.
+        """
+        raw = opt.all(EdnsOption.LLQ)
+        request = _Request(peer, key_name, admit, now, unix)
+        options = request.reply.options
+        if len(raw) != len(questions) or not 0 < len(raw) <= MAX_QUESTIONS:
+            told = (raw or [b""])[: max(1, min(len(questions), MAX_QUESTIONS))]  # never more than the request had
+            options += [_error(LlqError.FORMAT_ERR, _read(data)) for data in told]
+        else:
+            seen: set[tuple[bytes, int, int]] = set()
+            for question, data in zip(questions, raw, strict=True):
+                what = (fold(question.name), question.rtype, question.rclass)
+                option = _read(data)
+                is_repeated = what in seen and option is not None and option.opcode == LlqOpcode.SETUP
+                seen.add(what)
+                options.append(
+                    _error(LlqError.FORMAT_ERR, option) if is_repeated else self._one(question, option, request)
+                )
+        self.counters.refused += sum(1 for option in options if option.error)
+        return request.reply
+
+    def answered(self, reply: LlqReply, written: int, *, now: float) -> None:
+        """Take note that the reply carried the first `written` of its answers; what was left out follows at once."""
+        for part in reply.parts:
+            subscription = part.subscription
+            if subscription.state is State.GONE:
+                continue
+            got = frozenset(
+                Item(rr.rtype, rr.rdata) for rr in reply.answers[part.start : min(part.start + part.length, written)]
+            )
+            items = subscription.topic.items
+            got = items if got == items else got
+            if part.is_new:
+                subscription.sure = subscription.maybe = got
+            else:
+                self._widen(subscription, got)
+            if not subscription.is_current:
+                self._make_due(subscription, now)
+
+    def _widen(self, subscription: Subscription, got: frozenset[Item]) -> None:
+        """The client may take the repeated answers for the truth, or ignore them, before or after other events."""
+        items = subscription.topic.items
+        sure, maybe = subscription.sure & got, subscription.maybe | got
+        subscription.sure = items if sure == items else sure
+        subscription.maybe = items if maybe == items else maybe
+        event = subscription.outstanding
+        if event is not None:
+            event.plan = replace(event.plan, sure=event.plan.sure & got, maybe=event.plan.maybe | got)
+
+    def _one(self, question: Question, option: LlqOption | None, request: _Request) -> LlqOption:
+        if option is None:
+            return _error(LlqError.FORMAT_ERR, None)
+        if option.version != LLQ_VERSION:
+            return _error(LlqError.BAD_VERS, option)
+        if option.opcode == LlqOpcode.REFRESH:
+            return self._refresh(question, option, request)
+        if option.opcode != LlqOpcode.SETUP or (request.is_udp and option.error):
+            return _error(LlqError.FORMAT_ERR, option)
+        if is_meta_type(question.rtype) or question.rclass in (0, Class.NONE, Class.ANY):
+            return _error(LlqError.FORMAT_ERR, option)
+        return self._set_up(question, option, request)
+
+    def _set_up(self, question: Question, option: LlqOption, request: _Request) -> LlqOption:
+        verdict = LlqError.UNKNOWN_ERR if question.rclass != Class.IN else request.admit(question)
+        if verdict == LlqError.STATIC:
+            request.reply.answers += self._lookup(question)
+        if verdict != LlqError.NO_ERROR:
+            return _error(verdict, option)
+        held = self._live(self._register.of(request.peer, question, request.key_name), request.now)
+        if option.llq_id:
+            if held is not None and held.llq_id == option.llq_id:
+                return self._answer_again(question, held, request)
+            return self._meet(question, option, held, request)
+        if request.is_udp:
+            return self._challenge(question, option, held, request)
+        wait = self._full(question, held, request)
+        if wait:
+            return _error(LlqError.SERV_FULL, option, wait)
+        return self._establish(
+            question, self._fresh_id(question), self._clamp(option.lease), held, request, option.error
+        )
+
+    def _challenge(
+        self, question: Question, option: LlqOption, held: Subscription | None, request: _Request
+    ) -> LlqOption:
+        wait = self._full(question, held, request)
+        if wait:
+            return _error(LlqError.SERV_FULL, option, wait)
+        lease = self._clamp(option.lease)
+        self.counters.challenges += 1
+        llq_id = self._challenger.issue(request.peer, question, lease, request.key_name, unix=request.unix)
+        return LlqOption(LLQ_VERSION, LlqOpcode.SETUP, LlqError.NO_ERROR, llq_id, lease)
+
+    def _meet(self, question: Question, option: LlqOption, held: Subscription | None, request: _Request) -> LlqOption:
+        """A challenge response. One older than what the client holds is a straggler and must not replace it."""
+        limits = self._limits
+        is_good = (
+            request.is_udp
+            and limits.minimum_lease_seconds <= option.lease <= limits.maximum_lease_seconds
+            and self._challenger.is_met(
+                option.llq_id, request.peer, question, option.lease, request.key_name, unix=request.unix
+            )
+        )
+        is_straggler = (
+            held is not None and not held.is_stream_born and issue_step(option.llq_id) < issue_step(held.llq_id)
+        )
+        if not is_good or is_straggler:
+            return _error(LlqError.UNKNOWN_ERR, option)
+        wait = self._full(question, held, request)
+        if not wait and self._register.find(option.llq_id, question) is not None:
+            wait = 1  # two clients drew the same ID for one question; the next step draws anew
+        if wait:
+            return _error(LlqError.SERV_FULL, option, wait)
+        return self._establish(question, option.llq_id, option.lease, held, request, 0)
+
+    def _establish(
+        self,
+        question: Question,
+        llq_id: int,
+        lease: int,
+        held: Subscription | None,
+        request: _Request,
+        event_port: int,
+    ) -> LlqOption:
+        if held is not None:
+            self._end(held, Input.REPLACED)
+        self._bucket.take()
+        topic = self._register.topic_for(question)
+        peer, now = request.peer, request.now
+        subscription = Subscription(
+            llq_id, topic, question.name, peer, network_of(peer.address), request.key_name, now + lease
+        )
+        subscription.event_port = event_port
+        subscription.is_stream_born = not request.is_udp
+        _step(subscription, Input.CHALLENGE_MET if request.is_udp else Input.STREAM_SETUP)
+        self._register.add(subscription)
+        self._watch_lease(subscription)
+        self.counters.established += 1
+        self._add_answers(question, subscription, request, is_new=True)
+        return LlqOption(LLQ_VERSION, LlqOpcode.SETUP, LlqError.NO_ERROR, llq_id, lease)
+
+    def _answer_again(self, question: Question, held: Subscription, request: _Request) -> LlqOption:
+        _step(held, Input.ASKED_AGAIN)
+        self.counters.answered_again += 1
+        self._add_answers(question, held, request, is_new=False)
+        left = math.ceil(held.expires_at - request.now)
+        return LlqOption(LLQ_VERSION, LlqOpcode.SETUP, LlqError.NO_ERROR, held.llq_id, left)
+
+    def _add_answers(self, question: Question, subscription: Subscription, request: _Request, *, is_new: bool) -> None:
+        """Current records, each owner written as the question has it so that it compresses."""
+        topic, answers = subscription.topic, request.reply.answers
+        records = topic.own(self._lookup(topic.question))
+        topic.renew(records)
+        request.reply.parts.append(_Part(subscription, is_new, len(answers), len(records)))
+        answers.extend(rr._replace(owner=question.name) for rr in records)
+
+    def _refresh(self, question: Question, option: LlqOption, request: _Request) -> LlqOption:
+        """Renew or, with lease 0, end. The question, and the key or else the address, must be the subscription's."""
+        held = self._live(self._register.find(option.llq_id, question), request.now)
+        if held is None or held.key_name != request.key_name:
+            return _error(LlqError.NO_SUCH_LLQ, option)
+        if held.key_name is None and held.peer.address != request.peer.address:
+            return _error(LlqError.NO_SUCH_LLQ, option)
+        if option.lease == 0:
+            self._end(held, Input.CANCELLED)
+            return option._replace(error=LlqError.NO_ERROR, lease=0)
+        lease = self._clamp(option.lease)
+        _step(held, Input.REFRESHED)
+        held.expires_at = request.now + lease
+        self._watch_lease(held)
+        self.counters.refreshed += 1
+        if held.is_stream_born and not request.is_udp:
+            self._come_back(held, request, option.error)
+        return option._replace(error=LlqError.NO_ERROR, lease=lease)
+
+    def _come_back(self, held: Subscription, request: _Request, event_port: int) -> None:
+        """A client whose stream had closed refreshes on another: events go there while it is open."""
+        held.event_port = event_port or held.event_port
+        if held.is_on_stream or self._register.of(request.peer, held.topic.question, held.key_name) is not None:
+            return
+        event = held.outstanding
+        self._register.settle(held)
+        _step(held, Input.MOVED)
+        self._register.move(held, request.peer)
+        if event is not None:
+            wire = event.plan.wire(event.message_id, held.llq_id)
+            self._effects.append(SendEvent(held.peer, held.key_name, event.message_id, wire, event.signed_at))
+            self._sent_on_stream(held, event, request.now)
+
+    def _clamp(self, lease: int) -> int:
+        return max(self._limits.minimum_lease_seconds, min(lease, self._limits.maximum_lease_seconds))
+
+    def _fresh_id(self, question: Question) -> int:
+        while True:
+            llq_id = self._entropy() & 0xFFFFFFFFFFFFFFFF
+            if llq_id and self._register.find(llq_id, question) is None:
+                return llq_id
+
+    def _full(self, question: Question, held: Subscription | None, request: _Request) -> int:
+        """Seconds to wait before a set-up can be taken; 0 when it can. One that replaces another needs no room."""
+        limits, register = self._limits, self._register
+        if held is None:
+            topic = register.topic(fold(question.name), question.rtype)
+            if (
+                len(register) >= limits.maximum_subscriptions
+                or register.count_of_network(network_of(request.peer.address)) >= limits.maximum_per_address
+                or (topic is not None and len(topic.subscriptions) >= limits.maximum_per_question)
+            ):
+                return limits.retry_seconds
+        return self._bucket.wait(request.now)
+
+    def _live(self, subscription: Subscription | None, now: float) -> Subscription | None:
+        """None for one whose lease ran out a moment ago."""
+        if subscription is not None and subscription.expires_at <= now:
+            self._end(subscription, Input.LAPSED)
+            return None
+        return subscription
+
+    # Acknowledgements, changes, streams
+
+    def ack(self, message: Message, peer: Peer, *, now: float) -> bool:
+        """Take a response for the acknowledgement of an event; False when it matches none.
+
+        It must come from where the event went, with its message ID and LLQ-ID; no question is required. For events on
+        a stream none is needed; some clients send one over UDP, to the stream's port: known by LLQ-ID and question.
+        """
+        try:
+            options = llq_options(message.opt)
+        except DecodeError:
+            options = []
+        matched = False
+        for option in options:
+            if option.opcode == LlqOpcode.EVENT:
+                waiting = self._register.awaiting(message.id, option.llq_id, peer)
+                if waiting is not None:
+                    self._acked(waiting, now)
+                    matched = True
+                else:
+                    matched |= self._confirms_stream(message.questions, option.llq_id, peer)
+        if not matched:
+            self.counters.stray_acks += 1
+        return matched
+
+    def _acked(self, subscription: Subscription, now: float) -> None:
+        event = subscription.outstanding
+        assert event is not None
+        self._register.settle(subscription)
+        subscription.sure, subscription.maybe = event.plan.sure, event.plan.maybe
+        _step(subscription, Input.ACKED)
+        self.counters.acks += 1
+        if subscription.topic.window_opened_at is None and not subscription.is_current:
+            self._make_due(subscription, now)
+
+    def _confirms_stream(self, questions: Sequence[Question], llq_id: int, peer: Peer) -> bool:
+        if len(questions) != 1:
+            return False
+        held = self._register.find(llq_id, questions[0])
+        return held is not None and held.is_stream_born and held.peer.address == peer.address
+
+    def publish(self, change: Change, *, now: float) -> None:
+        """Note a change that queries already see: open or prolong the window of every question it touches."""
+        for records in (change.removed, change.added):
+            for rr in records:
+                types = self._register.topics_at(fold(rr.owner))
+                if not types:
+                    continue
+                if rr.rtype == Type.CNAME:
+                    for topic in types.values():
+                        self._touch(topic, now)
+                else:
+                    touched = types.get(rr.rtype)
+                    if touched is not None:
+                        self._touch(touched, now)
+
+    def _touch(self, topic: Topic, now: float) -> None:
+        topic.is_stale = True
+        topic.last_change_at = now
+        if topic.window_opened_at is None:
+            topic.window_opened_at = now
+            self._schedule(self._window_end(topic), topic)
+
+    def _window_end(self, topic: Topic) -> float:
+        assert topic.window_opened_at is not None
+        limits = self._limits
+        return min(topic.last_change_at + limits.quiet_seconds, topic.window_opened_at + limits.longest_wait_seconds)
+
+    def stream_closed(self, via: int, *, now: float) -> None:
+        """A connection is gone: its subscriptions go on over UDP where the client told a port, and end otherwise."""
+        self._parked.pop(via, None)
+        for subscription in self._register.on_stream(via):
+            listener = self._event_listener(subscription.peer) if subscription.event_port else None
+            if listener is None:
+                self._end(subscription, Input.CLOSED)
+                continue
+            peer = Peer("udp", subscription.peer.address, subscription.event_port, listener)
+            older = self._register.of(peer, subscription.topic.question, subscription.key_name)
+            if older is not None:
+                self._end(older, Input.REPLACED)
+            _step(subscription, Input.MOVED)
+            self._register.move(subscription, peer)
+            for view in subscription.recent_views:
+                if now - view.until <= AT_RISK_SECONDS:
+                    subscription.sure &= view.sure
+                    subscription.maybe |= view.maybe
+            subscription.recent_views = ()
+            if subscription.state is State.DUE:
+                self._ready.append((now, subscription))
+            elif subscription.topic.window_opened_at is None and not subscription.is_current:
+                self._make_due(subscription, now)
+
+    def stream_paused(self, via: int) -> None:
+        """The connection's buffer is full: later changes merge until `stream_resumed`."""
+        self._parked.setdefault(via, [])
+
+    def stream_resumed(self, via: int, *, now: float) -> None:
+        for subscription in self._parked.pop(via, ()):
+            if subscription.state is State.DUE:
+                self._ready.append((now, subscription))
+
+    def revoke_key(self, key_name: bytes) -> None:
+        """End every subscription signed with this key."""
+        for subscription in self._register:
+            if subscription.key_name == key_name:
+                self._end(subscription, Input.REVOKED)
+
+    # Time
+
+    def handle_deadline(self, *, now: float, unix: int, most: int = _SLICE) -> None:
+        """Do what is due, at most `most` things; `next_deadline` stays in the past while more is."""
+        for _ in range(most):
+            if self._heap and self._heap[0][0] <= now:
+                _, _, target, event = heapq.heappop(self._heap)
+                if isinstance(target, Topic):
+                    self._window_due(target, now)
+                elif event is not None:
+                    self._retry_due(target, event, now)
+                else:
+                    self._lease_due(target, now)
+            elif self._ready:
+                _, subscription = self._ready.popleft()
+                if subscription.state is State.DUE:
+                    self._flush(subscription, now, unix)
+            else:
+                return
+
+    def _schedule(self, at: float, target: Subscription | Topic, event: Outstanding | None = None) -> None:
+        """Entries that came to nothing stay until their time, but never more of them than live ones and some."""
+        heapq.heappush(self._heap, (at, next(self._ticket), target, event))
+        if len(self._heap) > 1024 + 4 * len(self._register):
+            self._heap = [entry for entry in self._heap if _is_awaited(entry)]
+            heapq.heapify(self._heap)
+
+    def _watch_lease(self, subscription: Subscription) -> None:
+        """A lease that grew is looked at again when its earlier end comes."""
+        if not subscription.alarm_at or subscription.expires_at < subscription.alarm_at:
+            subscription.alarm_at = subscription.expires_at
+            self._schedule(subscription.alarm_at, subscription)
+
+    def _lease_due(self, subscription: Subscription, now: float) -> None:
+        if subscription.state is State.GONE or subscription.alarm_at > now:
+            return
+        if subscription.expires_at <= now:
+            self._end(subscription, Input.LAPSED)
+            return
+        subscription.alarm_at = subscription.expires_at
+        self._schedule(subscription.alarm_at, subscription)
+
+    def _retry_due(self, subscription: Subscription, event: Outstanding, now: float) -> None:
+        if subscription.outstanding is not event:
+            return
+        if subscription.tries == len(RETRY_SECONDS):
+            self._end(subscription, Input.UNREACHABLE)
+            return
+        _step(subscription, Input.RETRY)
+        self.counters.retransmissions += 1
+        self._transmit(subscription, event, now)
+
+    def _window_due(self, topic: Topic, now: float) -> None:
+        if topic.window_opened_at is None:
+            return
+        end = self._window_end(topic)
+        if end > now:
+            self._schedule(end, topic)
+            return
+        topic.window_opened_at = None
+        if not topic.subscriptions:
+            return
+        self._renew(topic)
+        for subscription in topic.subscriptions:
+            if not subscription.is_current:
+                self._make_due(subscription, now)
+
+    def _make_due(self, subscription: Subscription, now: float) -> None:
+        """Only a settled one: what awaits an ack is looked at again when that comes."""
+        if subscription.state is State.SETTLED:
+            _step(subscription, Input.CHANGED)
+            self._ready.append((now, subscription))
+
+    def _renew(self, topic: Topic) -> None:
+        if topic.is_stale:
+            topic.renew(topic.own(self._lookup(topic.question)))
+
+    def _flush(self, subscription: Subscription, now: float, unix: int) -> None:
+        """Send the difference between what the client holds and what the zone says, as far as one message goes."""
+        peer, topic = subscription.peer, subscription.topic
+        if subscription.is_on_stream and peer.via in self._parked:
+            self._parked[peer.via].append(subscription)
+            return
+        self._renew(topic)
+        if subscription.is_current:
+            _step(subscription, Input.NOTHING_NEW)
+            return
+        limit = MAX_MESSAGE_OCTETS if subscription.is_on_stream else self._limits.udp_octets
+        room = event_room(limit, subscription.key_name)
+        views = (subscription.name, subscription.sure, subscription.maybe, room)
+        plan = topic.plans.get(views)
+        if plan is None:
+            if len(topic.plans) >= _PLANS_KEPT:
+                topic.plans.clear()
+            plan = topic.plans[views] = make_plan(
+                subscription.name, topic.rtype, subscription.sure, subscription.maybe, topic.ttls, topic.items, room
+            )
+        self.counters.oversized += plan.oversized
+        if not plan.records:
+            subscription.sure, subscription.maybe = plan.sure, plan.maybe
+            _step(subscription, Input.NOTHING_NEW)
+            return
+        self.counters.events += 1
+        event = Outstanding(self._entropy() & 0xFFFF, plan, unix)
+        if subscription.is_on_stream:
+            wire = plan.wire(event.message_id, subscription.llq_id)
+            self._effects.append(SendEvent(peer, subscription.key_name, event.message_id, wire, unix))
+            self._sent_on_stream(subscription, event, now)
+        else:
+            _step(subscription, Input.SENT)
+            self._register.expect_ack(subscription, event)
+            subscription.tries = 0
+            self._transmit(subscription, event, now)
+
+    def _transmit(self, subscription: Subscription, event: Outstanding, now: float) -> None:
+        wire = event.plan.wire(event.message_id, subscription.llq_id)
+        self._effects.append(
+            SendEvent(subscription.peer, subscription.key_name, event.message_id, wire, event.signed_at)
+        )
+        self._schedule(now + RETRY_SECONDS[subscription.tries], subscription, event)
+        subscription.tries += 1
+
+    def _sent_on_stream(self, subscription: Subscription, event: Outstanding, now: float) -> None:
+        """A stream delivers in order or breaks: the event counts as received, but may yet be lost for a while."""
+        view = View(now, subscription.sure, subscription.maybe)
+        recent = [item for item in subscription.recent_views if now - item.until <= AT_RISK_SECONDS]
+        subscription.recent_views = (*recent[-_VIEWS_KEPT:], view)
+        subscription.sure, subscription.maybe = event.plan.sure, event.plan.maybe
+        _step(subscription, Input.SENT_ON_STREAM)
+        if subscription.topic.window_opened_at is None and not subscription.is_current:
+            self._make_due(subscription, now)
+
+    def _end(self, subscription: Subscription, reason: Input) -> None:
+        _step(subscription, reason)
+        self._register.remove(subscription)
+        name = reason.name.lower()
+        setattr(self.counters, name, getattr(self.counters, name) + 1)
+
+
+def _step(subscription: Subscription, happening: Input) -> None:
+    """Follow the table; a missing row is a fault of ours, since peers' messages are judged before."""
+    subscription.state = TRANSITIONS[subscription.state, happening]
+
+
+def _is_awaited(entry: tuple[float, int, Subscription | Topic, Outstanding | None]) -> bool:
+    at, _, target, event = entry
+    if isinstance(target, Topic):
+        return target.window_opened_at is not None and bool(target.subscriptions)
+    if event is not None:
+        return target.outstanding is event
+    return target.state is not State.GONE and target.alarm_at == at
+
+
+def _read(data: bytes) -> LlqOption | None:
+    """One option; None when it has not 18 octets."""
+    try:
+        return llq_options(Opt(options=((EdnsOption.LLQ, data),)))[0]
+    except DecodeError:
+        return None
+
+
+def _error(error: LlqError, option: LlqOption | None, retry: int = 0) -> LlqOption:
+    """The refusal of one option: ID 0 for a set-up, the request's own for a refresh; LEASE 0 but for SERV-FULL."""
+    if option is not None and option.opcode == LlqOpcode.REFRESH:
+        return LlqOption(LLQ_VERSION, LlqOpcode.REFRESH, error, option.llq_id, 0)
+    return LlqOption(LLQ_VERSION, LlqOpcode.SETUP, error, 0, retry)
