@@ -1,0 +1,238 @@
+"""The store without a database, for simulations: same contract, same tests, no thread that virtual time would not see."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+from server.store.api import JournalRow, KeyRow, MemberRow, StoreError, Superseded, ZoneRow
+from server.store.packing import order_key, subtree_bounds
+from server.zone.model import Change, RowKey, StoredRR, ZoneCommit
+
+
+@dataclass(slots=True)
+class _Data:
+    """All rows. Values are immutable, so that copying the dicts is a snapshot."""
+
+    zones: dict[int, ZoneRow] = field(default_factory=dict)
+    records: dict[int, dict[RowKey, StoredRR]] = field(default_factory=dict)
+    journal: list[JournalRow] = field(default_factory=list)
+    members: dict[int, MemberRow] = field(default_factory=dict)
+    keys: dict[bytes, KeyRow] = field(default_factory=dict)
+    meta: dict[str, str] = field(default_factory=dict)
+    last_id: int = 0
+    commits: int = 0
+
+    def copy(self) -> "_Data":
+        return replace(
+            self,
+            zones=dict(self.zones),
+            records={zone_id: dict(rows) for zone_id, rows in self.records.items()},
+            journal=list(self.journal),
+            members=dict(self.members),
+            keys=dict(self.keys),
+            meta=dict(self.meta),
+        )
+
+    def next_id(self) -> int:
+        self.last_id += 1
+        return self.last_id
+
+
+class MemoryReader:
+    """Keeps `api.Reader` on rows in memory."""
+
+    def __init__(self, data: _Data) -> None:
+        self._data = data
+
+    async def load_zones(self) -> list[ZoneRow]:
+        return [self._data.zones[zone_id] for zone_id in sorted(self._data.zones)]
+
+    def _ordered(self, zone_id: int) -> list[tuple[bytes, RowKey, StoredRR]]:
+        rows = self._data.records.get(zone_id, {}).items()
+        return sorted((order_key(key.owner_key), key, row) for key, row in rows)
+
+    async def load_records(self, zone_id: int) -> AsyncIterator[list[StoredRR]]:
+        rows = [row for _, _, row in self._ordered(zone_id)]
+        if rows:
+            yield rows
+
+    async def load_nodes(self, zone_id: int, owners: Iterable[bytes]) -> dict[bytes, list[StoredRR]]:
+        wanted = set(owners)
+        found: dict[bytes, list[StoredRR]] = {}
+        for key, row in sorted(self._data.records.get(zone_id, {}).items()):
+            if key.owner_key in wanted:
+                found.setdefault(key.owner_key, []).append(row)
+        return found
+
+    async def load_subtree(self, zone_id: int, owner: bytes) -> dict[bytes, list[StoredRR]]:
+        low, high = subtree_bounds(owner)
+        found: dict[bytes, list[StoredRR]] = {}
+        for order, key, row in self._ordered(zone_id):
+            if low <= order < high:
+                found.setdefault(key.owner_key, []).append(row)
+        return found
+
+    async def changes_since(self, zone_id: int, serial: int) -> list[Change] | None:
+        zone = self._data.zones.get(zone_id)
+        if zone is None:
+            return None
+        found: list[Change] = []
+        if zone.serial == serial:
+            return found
+        for entry in reversed(self._data.journal):
+            if entry.zone_id == zone_id:
+                found.append(entry.change)
+                if entry.change.serial_from == serial:
+                    return found[::-1]
+        return None
+
+    async def journal(self, *, after: int = 0, zone_id: int | None = None, limit: int = 1000) -> list[JournalRow]:
+        rows = [row for row in self._data.journal if row.id > after and zone_id in (None, row.zone_id)]
+        return rows[:limit]
+
+    async def members(self) -> list[MemberRow]:
+        return sorted(self._data.members.values(), key=lambda row: row.name)
+
+    async def keys(self) -> list[KeyRow]:
+        return [self._data.keys[name] for name in sorted(self._data.keys)]
+
+    async def meta(self, name: str) -> str | None:
+        return self._data.meta.get(name)
+
+
+class MemoryTransaction(MemoryReader):
+    """Keeps `api.Transaction` on a copy; the store takes the copy over when the block ends well."""
+
+    async def apply(self, commits: Sequence[ZoneCommit]) -> None:
+        _apply(self._data, commits)
+
+    async def add_zone(
+        self, apex: bytes, *, kind: str, member_id: int | None, serial: int, soa: bytes, soa_ttl: int
+    ) -> int:
+        if any(zone.apex == apex for zone in self._data.zones.values()):
+            raise StoreError("there is a zone of that name already")
+        zone_id = self._data.next_id()
+        self._data.zones[zone_id] = ZoneRow(zone_id, apex, kind, member_id, serial, soa, soa_ttl)
+        self._data.records[zone_id] = {}
+        return zone_id
+
+    async def remove_zone(self, zone_id: int) -> None:
+        self._data.zones.pop(zone_id, None)
+        self._data.records.pop(zone_id, None)
+        self._data.journal = [row for row in self._data.journal if row.zone_id != zone_id]
+
+    async def add_member(self, name: str, domain: bytes, *, private: bool, created_at: int) -> int:
+        if any(member.name == name for member in self._data.members.values()):
+            raise StoreError(f"there is a member {name} already")
+        member_id = self._data.next_id()
+        self._data.members[member_id] = MemberRow(member_id, name, domain, private, created_at)
+        return member_id
+
+    async def remove_member(self, member_id: int) -> None:
+        self._data.members.pop(member_id, None)
+        self._data.keys = {name: row for name, row in self._data.keys.items() if row.member_id != member_id}
+        for zone in list(self._data.zones.values()):
+            if zone.member_id == member_id:
+                await self.remove_zone(zone.id)
+
+    async def add_key(self, row: KeyRow) -> None:
+        present = self._data.keys.get(row.key.name)
+        if present is not None and present.revoked_at is None:
+            raise StoreError("there is a key of that name already")
+        self._data.keys[row.key.name] = row
+
+    async def revoke_key(self, name: bytes, at: int) -> bool:
+        row = self._data.keys.get(name)
+        if row is None or row.revoked_at is not None:
+            return False
+        self._data.keys[name] = replace(row, revoked_at=at)
+        return True
+
+    async def set_meta(self, name: str, value: str) -> None:
+        self._data.meta[name] = value
+
+
+@dataclass(slots=True)
+class _Shared:
+    """What stores on the same data share, as processes share a database file."""
+
+    data: _Data = field(default_factory=_Data)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class MemoryStore(MemoryReader):
+    """Keeps `api.Store`. `sibling` is what another process would open."""
+
+    def __init__(self, shared: _Shared | None = None) -> None:
+        self._shared = shared or _Shared()
+        self._own_commits = 0
+
+    @property
+    def _data(self) -> _Data:  # type: ignore[override]  # the shared rows, whatever transaction replaced them last
+        return self._shared.data
+
+    def sibling(self) -> "MemoryStore":
+        """Another store on the same data."""
+        return MemoryStore(self._shared)
+
+    async def commit(self, commits: Sequence[ZoneCommit]) -> None:
+        if not commits:
+            return
+        async with self._shared.lock:
+            _apply(self._data, commits)
+            self._count()
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[MemoryReader]:
+        yield MemoryReader(self._data.copy())
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[MemoryTransaction]:
+        async with self._shared.lock:
+            draft = self._data.copy()
+            yield MemoryTransaction(draft)
+            self._shared.data = draft
+            self._count()
+
+    def _count(self) -> None:
+        self._data.commits += 1
+        self._own_commits += 1
+
+    async def generation(self) -> int:
+        return self._data.commits - self._own_commits
+
+    async def touch_keys(self, used: Mapping[bytes, int]) -> None:
+        for name, at in used.items():
+            row = self._data.keys.get(name)
+            if row is not None and (row.last_used_at or 0) < at:
+                self._data.keys[name] = replace(row, last_used_at=at)
+
+    async def close(self) -> None:
+        """Nothing to let go of: the data stays for siblings."""
+
+
+def _apply(data: _Data, commits: Sequence[ZoneCommit]) -> None:
+    """Check every serial, then write: nothing fails halfway."""
+    for commit in commits:
+        if commit.serial_from != commit.serial_to or commit.deletes or commit.puts or commit.soa:
+            zone = data.zones.get(commit.zone_id)
+            if zone is None or zone.serial != commit.serial_from:
+                raise Superseded(commit.zone_id)
+    for commit in commits:
+        zone = data.zones.get(commit.zone_id)
+        if zone is None:
+            continue  # leases of a zone that is gone
+        soa, soa_ttl = commit.soa or (zone.soa, zone.soa_ttl)
+        data.zones[zone.id] = zone._replace(serial=commit.serial_to, soa=soa, soa_ttl=soa_ttl)
+        rows = data.records[zone.id]
+        for key in commit.deletes:
+            rows.pop(key, None)
+        for key, row in commit.puts:
+            rows[key] = row
+        for key, at in commit.leases:
+            present = rows.get(key)
+            if present is not None:
+                rows[key] = present._replace(expires_at=at)
+        for change in commit.changes:
+            data.journal.append(JournalRow(data.next_id(), zone.id, change))
