@@ -17,9 +17,9 @@ log = structlog.get_logger(__name__)
 class PushDriver:
     """Sends what one machine has to send, when it is due; nothing here awaits.
 
-    `send` puts octets on their way at once, `keys` finds a key by its folded name. Whoever calls the machine calls `wake`
-    afterwards. Events leave in slices, one a turn of the event loop, so that queries are answered in between. `on_fault`
-    is called when a slice failed through a fault of ours; the next one follows all the same.
+    `send` puts octets on their way at once, `keys` finds a key by its folded name. Whoever calls the machine calls
+    `wake` afterwards. Events leave in slices, one a turn of the event loop, so that queries are answered in between.
+    `on_fault` is called when a slice failed through a fault of ours; the next one follows all the same.
     """
 
     def __init__(
