@@ -49,10 +49,9 @@ class Now(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlqSettings:
-    """Timing and kind of channel; all in seconds."""
+    """Timing; all in seconds."""
 
     lease: int = 7200
-    is_stream: bool = False
     event_port: int = 0
     """On streams only: a UDP port for events once the stream is gone, told in LLQ-ERROR; 0 tells none."""
     setup_waits: tuple[float, ...] = (2.0, 4.0, 8.0)
@@ -160,6 +159,7 @@ class LlqClient:
         self._subscriptions: dict[Question, _Subscription] = {}
         self._effects: list[Effect] = []
         self._is_open = False
+        self._is_stream = False
 
     # What the driver and its user ask for
 
@@ -181,9 +181,10 @@ class LlqClient:
         if subscription is not None and self._is_open and subscription.state is State.ESTABLISHED:
             self._transmit(self._request(subscription, LlqOpcode.REFRESH, subscription.llq_id, 0), now)
 
-    def channel_opened(self, *, now: Now) -> None:
-        """The socket or stream is there: set everything up on it."""
+    def channel_opened(self, *, is_stream: bool, now: Now) -> None:
+        """The socket or stream is there: set everything up on it. A stream needs no challenge."""
         self._is_open = True
+        self._is_stream = is_stream
         for subscription in self._subscriptions.values():
             self._set_up(subscription, now)
 
@@ -254,7 +255,7 @@ class LlqClient:
 
     def _set_up(self, subscription: _Subscription, now: Now) -> None:
         subscription.setup_at = subscription.poll_at = None
-        error_field = self._settings.event_port if self._settings.is_stream else 0
+        error_field = self._settings.event_port if self._is_stream else 0
         self._enter(subscription, State.SETUP)
         request = self._request(subscription, LlqOpcode.SETUP, 0, self._settings.lease, error_field)
         subscription.request = request
@@ -275,7 +276,7 @@ class LlqClient:
             request.macs.append(mac)
         self._effects.append(Send(wire))
         if request.opcode is LlqOpcode.SETUP:
-            waits = (self._settings.stream_wait,) if self._settings.is_stream else self._settings.setup_waits
+            waits = (self._settings.stream_wait,) if self._is_stream else self._settings.setup_waits
             request.again_at = now.monotonic + waits[min(request.sent, len(waits) - 1)]
         request.sent += 1
 
@@ -289,7 +290,7 @@ class LlqClient:
         if request is not None and moment >= request.again_at:
             if request.opcode is LlqOpcode.REFRESH:
                 self._try_refresh(subscription, request, now)
-            elif self._settings.is_stream:
+            elif self._is_stream:
                 self._effects.append(Broken("no answer to a set-up"))
                 subscription.request = None
             elif request.sent < len(self._settings.setup_waits):
@@ -346,9 +347,9 @@ class LlqClient:
         rcode = message.header.rcode
         if not self._is_authentic(message, request.macs, now.unix):
             # A refusal for a bad key comes unsigned; only the stream's own protection lets us believe it.
-            if self._settings.is_stream and message.tsig is None and rcode not in (Rcode.NOERROR, Rcode.NXDOMAIN):
+            if self._is_stream and message.tsig is None and rcode not in (Rcode.NOERROR, Rcode.NXDOMAIN):
                 self._poll(subscription, now, f"the server answers {rcode_text(rcode)}")
-            elif self._settings.is_stream and message.tsig is not None and rcode == Rcode.NOTAUTH:
+            elif self._is_stream and message.tsig is not None and rcode == Rcode.NOTAUTH:
                 self._poll(subscription, now, "the server does not accept the key")
             return
         if rcode not in (Rcode.NOERROR, Rcode.NXDOMAIN):
@@ -380,7 +381,7 @@ class LlqClient:
             self._static(subscription, message, now)
         elif option.error != LlqError.NO_ERROR or option.llq_id == 0 or option.lease == 0:
             self._poll(subscription, now, f"the server refuses the subscription (error {option.error})")
-        elif subscription.state is State.SETUP and not self._settings.is_stream:
+        elif subscription.state is State.SETUP and not self._is_stream:
             # A challenge and an empty ACK look alike: our own state tells them apart (RFC 8764 appendix A).
             subscription.llq_id = option.llq_id
             request = self._request(subscription, LlqOpcode.SETUP, option.llq_id, option.lease)
@@ -433,7 +434,7 @@ class LlqClient:
                 if not self._is_authentic(message, [b""], now.unix):
                     return
                 event_mac = decode_tsig(message.tsig, message.wire).mac
-            elif not self._settings.is_stream:
+            elif not self._is_stream:
                 return
         asked = {question_key(question) for question in message.questions}
         taken: list[LlqOption] = []

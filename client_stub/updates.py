@@ -186,7 +186,6 @@ class Registrar:
         self._failures = 0
         if not (self._is_first and self._send_at is not None):
             self._send_at = now + delay
-        self._is_first = self._is_first and self._published is None and self._in_flight is None
 
     def withdraw(self, *, now: float) -> None:
         """Deregister. Nothing is sent, and `Withdrawn` said at once, when nothing was ever sent."""
