@@ -17,7 +17,7 @@ from server.peer import Peer
 STEP_SECONDS: Final = 32
 _MAC_BITS: Final = 36
 _STEPS: Final = 1 << (64 - _MAC_BITS)
-_STEPS_AHEAD: Final = 2  # of a challenge issued before our wall clock stepped back
+_STEPS_AHEAD: Final = 2  # of our clock: it stepped back, or the client started anew within a step
 
 
 class Challenger:
@@ -28,9 +28,18 @@ class Challenger:
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
 
-    def issue(self, peer: Peer, question: Question, lease: int, key_name: bytes | None, *, unix: int) -> int:
-        """The LLQ-ID of a challenge granting `lease` seconds; never 0."""
-        return self._make(unix // STEP_SECONDS % _STEPS, peer, question, lease, key_name)
+    def issue(
+        self, peer: Peer, question: Question, lease: int, key_name: bytes | None, *, unix: int, held: int | None = None
+    ) -> int:
+        """The LLQ-ID of a challenge granting `lease` seconds; never 0.
+
+        `held` is the ID of a challenge this peer met before: a client that starts anew gets a newer ID even within the
+        step, so that events still under way to its former self are none of its business.
+        """
+        step = unix // STEP_SECONDS % _STEPS
+        if held is not None:
+            step = max(step, min(issue_step(held) + 1, step + _STEPS_AHEAD))
+        return self._make(step, peer, question, lease, key_name)
 
     def is_met(
         self, llq_id: int, peer: Peer, question: Question, lease: int, key_name: bytes | None, *, unix: int

@@ -321,7 +321,8 @@ class LlqMachine:
             return _error(LlqError.SERV_FULL, option, wait)
         lease = self._clamp(option.lease)
         self.counters.challenges += 1
-        llq_id = self._challenger.issue(request.peer, question, lease, request.key_name, unix=request.unix)
+        met = None if held is None or held.is_stream_born else held.llq_id
+        llq_id = self._challenger.issue(request.peer, question, lease, request.key_name, unix=request.unix, held=met)
         return LlqOption(LLQ_VERSION, LlqOpcode.SETUP, LlqError.NO_ERROR, llq_id, lease)
 
     def _meet(self, question: Question, option: LlqOption, held: Subscription | None, request: _Request) -> LlqOption:
