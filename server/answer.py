@@ -30,8 +30,12 @@ def resolve(zone: Zone, name: bytes, rtype: int, now: int) -> Answer:
     """Answer one question of class IN from `zone`, which encloses it. `now`: seconds since 1970, for leases."""
     answer = Answer()
     owner = name
+    visited: set[bytes] = set()
     for _ in range(MAX_CHAIN):
         key = fold(owner)
+        if key in visited:
+            break  # a loop: each alias is told once
+        visited.add(key)
         cut = _cut_above(zone, key, rtype)
         if cut is not None:
             target = _follow_dname(zone, cut, owner, key, now, answer)
@@ -122,7 +126,7 @@ def _at_name(zone: Zone, owner: bytes, key: bytes, rtype: int, now: int, answer:
     if alias is not None:
         _append(answer.answers, zone, owner, alias, now)
         return alias.rdatas[0]
-    if source == key and key in zone.nodes and key not in zone.children and not _any_live(zone, key, now):
+    if source in zone.nodes and source not in zone.children and not _any_live(zone, source, now):
         answer.rcode = Rcode.NXDOMAIN  # everything here has lapsed, the sweep is about to say so too
     _add_negative(zone, answer)
     return None
@@ -143,12 +147,15 @@ def _any_live(zone: Zone, key: bytes, now: int) -> bool:
 
 
 def _wildcard_for(zone: Zone, key: bytes) -> bytes:
-    """The wildcard owner at the closest encloser of an absent name; b"" when there is none (RFC 4592 §3.3.1)."""
+    """The wildcard owner at the closest encloser of an absent name; b"" when there is none (RFC 4592 §3.3.1).
+
+    One that exists only as an empty non-terminal is a source too: it makes NODATA out of NXDOMAIN (RFC 4592 §2.2.2).
+    """
     encloser = parent(key)
     while not zone.exists(encloser):
         encloser = parent(encloser)
     wildcard = _WILDCARD + encloser
-    return wildcard if wildcard in zone.nodes else b""
+    return wildcard if zone.exists(wildcard) else b""
 
 
 def _add_negative(zone: Zone, answer: Answer) -> None:

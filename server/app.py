@@ -10,14 +10,15 @@ import structlog
 
 from protocol.name import from_text, to_text
 from server.config import ServerSettings, split_host_port
+from server.discovery import NameServer, default_host
 from server.dispatch import Dispatcher
 from server.keyring import Keyring, Principal
-from server.members import ServiceSettings, ensure_service_zone
+from server.members import Service, ensure_service_zone
 from server.metrics import Metrics, serve_metrics
 from server.peer import Peer
 from server.push.service import PushService
 from server.store.api import Store, StoreError
-from server.store.open import open_store
+from server.store.sql import SqlStore
 from server.system import Clock, Entropy, SystemClock, SystemEntropy
 from server.transport.stream import StreamLimits, StreamServer
 from server.transport.udp import UdpListener
@@ -79,7 +80,7 @@ class Server:
         settings = self.settings
         tls = self._tls_context()
         try:
-            self.store = await open_store(settings.database.url, settings.database.master_key_file)
+            self.store = await SqlStore.open(settings.database.url, settings.database.master_key_file)
             generation = await self.store.generation()
         except StoreError as error:
             raise StartError(str(error)) from None
@@ -228,20 +229,22 @@ class Server:
         """The service zone, its name server and every discovery name, as the listeners now are."""
         zone = self.settings.zone
         apex = from_text(zone.name)
-        host = from_text(zone.name_server) if zone.name_server else b"\x02ns" + apex
+        host = from_text(zone.name_server) if zone.name_server else default_host(apex)
         addresses = zone.addresses or [
             address for address, _ in map(split_host_port, self.settings.dns.listen) if address not in ("0.0.0.0", "::")
         ]
-        service = ServiceSettings(
-            apex=apex,
-            name_server=host,
-            addresses=tuple(addresses),
-            port=zone.advertise_port or self.port,
-            tls_port=zone.advertise_tls_port or self.tls_port,
+        service = Service(
+            apex,
+            NameServer(
+                host,
+                tuple(addresses),
+                zone.advertise_port or self.port,
+                zone.advertise_tls_port or self.tls_port,
+            ),
         )
         try:
             await ensure_service_zone(self.store, service, now=int(self.clock.lease()))
-        except StoreError as error:
+        except (StoreError, ValueError) as error:
             raise StartError(str(error)) from None
 
     async def reload(self) -> None:

@@ -48,7 +48,7 @@ def may_update(principal: Principal | None, zone: Zone, update: Update, *, lease
     who = f"key {to_text(principal.key.name)}"
     if domain is None or not (is_at_or_below(zone.apex, domain) or is_at_or_below(domain, zone.apex)):
         raise Refusal(Rcode.REFUSED, f"{who} has no say in zone {to_text(zone.apex)}", ede=Ede.PROHIBITED)
-    for key in (*(item.key for item in update.prerequisites), *(op.key for op in update.ops)):
+    for key, _ in update.touched:
         if not is_at_or_below(key, domain):
             raise Refusal(
                 Rcode.REFUSED, f"{who} may touch {to_text(domain)} and below, not {to_text(key)}", ede=Ede.PROHIBITED

@@ -1,4 +1,4 @@
-"""Records the service itself keeps: where to send updates, queries and LLQs, and the name server's own (RFC 6281 §5).
+"""Records the service itself keeps: where to send updates, queries and LLQs, and the name server's own (RFC 6281).
 
 RFC 6281 prints `_dns-update-tls._udp`, Apple's clients ask `_dns-update-tls._tcp`, public ones `_dns-update._udp`: all
 families are published at the zone and at every member's domain. DNS Push is said not to be there (RFC 2782: target
@@ -12,7 +12,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from protocol.constants import Type
-from protocol.name import ROOT, fold, from_text
+from protocol.name import ROOT, fold, from_text, is_at_or_below
 from server.zone.model import RR
 
 _SERVICES: Final = ("_dns-update", "_dns-llq", "_dns-query")
@@ -36,7 +36,7 @@ NEGATIVE_TTL_SECONDS: Final = 60  # a machine that comes home is seen within a m
 
 @dataclass(frozen=True, slots=True)
 class NameServer:
-    """How the world reaches this server. `host` is a wire name; `addresses` are in text; a `tls_port` None is no TLS."""
+    """How the world reaches this server: `host` a wire name, `addresses` in text, `tls_port` None without TLS."""
 
     host: bytes
     addresses: tuple[str, ...]
@@ -72,7 +72,7 @@ def discovery_records(domain: bytes, server: NameServer) -> tuple[RR, ...]:
 def name_server_records(zone: bytes, server: NameServer) -> tuple[RR, ...]:
     """NS of a zone, and the addresses of its host where that lies inside `zone`."""
     records = [RR(zone, Type.NS, server.ttl, server.host)]
-    if fold(server.host).endswith(fold(zone)):
+    if is_at_or_below(fold(server.host), fold(zone)):
         for text in server.addresses:
             address = ip_address(text)
             rtype = Type.A if address.version == 4 else Type.AAAA

@@ -43,6 +43,7 @@ from server.zone.zone import Zone, Zones
 
 log = structlog.get_logger(__name__)
 
+_AT_A_CUT: Final = (Type.NS, Type.DS)
 _NOTHING: Final = b""  # what a stream is told when a message gets no reply
 
 
@@ -183,11 +184,15 @@ class Dispatcher:
             raise Refusal(Rcode.SERVFAIL, "too many updates are waiting, try again", ede=Ede.NOT_READY)
 
     def _check_zone(self, zone: Zone, update: Update) -> None:
-        """NOTZONE for a name that lies in a deeper zone of ours: the parent has no say there (RFC 2136 §3.4.1.2)."""
-        for key in (*(item.key for item in update.prerequisites), *(op.key for op in update.ops)):
+        """NOTZONE for a name that lies in a deeper zone of ours: the parent has no say there (RFC 2136 §3.4.1.2).
+
+        At the cut itself only what delegates is the parent's, so that no "delete all of this name" unhooks the zone.
+        """
+        for key, rtype in update.touched:
             deeper = self._zones.enclosing(key)
-            if deeper is not None and deeper is not zone and key != deeper.apex:
-                raise Refusal(Rcode.NOTZONE, f"{to_text(key)} is in zone {to_text(deeper.apex)}, send it there")
+            if deeper is None or deeper is zone or (key == deeper.apex and rtype in _AT_A_CUT):
+                continue
+            raise Refusal(Rcode.NOTZONE, f"{to_text(key)} is in zone {to_text(deeper.apex)}, send it there")
 
     def _acknowledge(self, wire: bytes, peer: Peer, send: Send) -> None:
         try:
@@ -201,10 +206,14 @@ class Dispatcher:
         send(_NOTHING)
 
     def _log_update(self, decoded: Decoded, reply: Reply, outcome: Outcome) -> None:
-        """One line an update: who, what, outcome, serials, milliseconds."""
+        """One line an update: who, what, outcome, serials, milliseconds.
+
+        Anyone can send what no key signed, so that is told on the debug level only.
+        """
         message = decoded.message
         zone = to_text(message.questions[0].name) if message.questions else "-"
-        log.info(
+        tell = log.info if reply.principal else log.debug
+        tell(
             "update",
             zone=zone,
             peer=f"{decoded.peer.address}#{decoded.peer.port}/{decoded.peer.transport}",

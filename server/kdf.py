@@ -1,4 +1,4 @@
-"""A member's key from a password (RFC 6281 §4.4 wants one, and names no derivation).
+"""A member's key from a password (RFC 6281 wants one, and names no derivation).
 
 scrypt (RFC 7914) over the password in UTF-8, NFC, with a random salt and nothing else mixed in; 32 octets out, used as
 they are as the TSIG secret. Salt and cost are public and stand in a TXT record, so that a client needs the password

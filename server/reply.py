@@ -77,21 +77,28 @@ class Reply:
         builder = self._start(base, rcode, room)
         if builder.size > room and options:
             options = [(code, data[:2] if code == EdnsOption.EDE else data) for code, data in options]
-            builder = self._start(base, rcode, room := self._room(options))
+            builder = self._start(base, rcode, self._room(options))
         if answer is not None:
             whole = write_section(builder, 1, answer.answers) and write_section(builder, 2, answer.authority)
             if not whole:
                 builder.flags |= TC
             else:
                 for _, group in groupby(answer.additional, key=lambda rr: (rr.owner, rr.rtype)):
-                    if not write_section(builder, 3, list(group)):
+                    if not write_section(builder, 3, group):
+                        if not answer.is_authoritative:
+                            builder.flags |= TC  # a referral without all of its glue (RFC 9471 §3.1)
                         break
         return self.finish(builder, rcode, options)
 
     def _start(self, base: int, rcode: int, room: int) -> Builder:
+        """Header and question. Several that would not fit are left out: behind pointers they grow in copying."""
         builder = Builder(self.message.id, base | (rcode & 0xF), limit=room)
+        start = builder.checkpoint()
         for question in self.message.questions:
             builder.question(*question)
+            if builder.size > room and len(self.message.questions) > 1:
+                builder.rollback(start)
+                break
         return builder
 
     def builder(self, options: Options, *, flags: int = 0) -> Builder:

@@ -7,7 +7,7 @@ is no await. While the disk works, the queue fills: the next batch is whatever c
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -32,6 +32,7 @@ MAX_QUEUE: Final = 4096  # updates waiting; beyond it an update is answered SERV
 MAX_BATCH: Final = 512  # updates in one transaction
 MAX_LAPSES: Final = 1000  # owner names lapsed in one transaction, so that queries get their turn in between
 MAX_RETRIES: Final = 5  # when another process committed first
+FOLLOW_RETRY_SECONDS: Final = 1.0  # when the store could not tell what another process committed
 
 log = structlog.get_logger(__name__)
 
@@ -113,12 +114,17 @@ class Writer:
         while True:
             await self._wait()
             self._wake.clear()
-            while self._queue or self._is_lapse_due():
+            while self._queue or (self._is_lapse_due() and not self._stopping):
                 pending = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH))]
                 await self.step(pending)
             if self._behind:
                 self._behind = False
-                await self.catch_up()
+                try:
+                    await self.catch_up()
+                except StoreError as error:
+                    self._behind = True
+                    self._metrics.store_errors.inc()
+                    log.error("cannot follow another process, will try again", error=str(error))
             if self._stopping:
                 return
 
@@ -139,6 +145,8 @@ class Writer:
     async def _wait(self) -> None:
         moment = self._leases.next_moment()
         timeout = None if moment is None else max(0.0, min(moment - self._clock.lease(), 3600.0))
+        if self._behind:
+            timeout = FOLLOW_RETRY_SECONDS if timeout is None else min(timeout, FOLLOW_RETRY_SECONDS)
         if timeout == 0.0 or self._wake.is_set():
             await asyncio.sleep(0)
             return
@@ -154,12 +162,13 @@ class Writer:
             batch = self._draft(pending)
             commits = self._commits(batch)
             try:
-                if commits:
-                    await self._store.commit(commits)
-            except Superseded:
-                self._put_back(batch)
-                await self.catch_up()
-                continue
+                try:
+                    if commits:
+                        await self._store.commit(commits)
+                except Superseded:
+                    self._put_back(batch)
+                    await self.catch_up()
+                    continue
             except StoreError as error:
                 self._metrics.store_errors.inc()
                 log.error("commit failed, updates answered SERVFAIL", error=str(error), updates=len(pending))
@@ -203,24 +212,27 @@ class Writer:
         batch.lapsed = due
         for apex, keys in by_zone.items():
             zone = self._zones.at(apex)
-            if zone is None:
-                continue
-            base = self._base(batch, zone)
-            draft = Draft(base)
-            for key in keys:
-                lapse(draft, key, now)
-            self._accept(batch, zone, draft, Actor("lapse"), now)
+            if zone is not None:
+                self._lapse_names(batch, zone, keys, now)
+
+    def _lapse_names(self, batch: _Batch, zone: Zone, keys: Iterable[bytes], now: int) -> None:
+        draft = Draft(self._base(batch, zone))
+        for key in keys:
+            lapse(draft, key, now)
+        self._accept(batch, zone, draft, Actor("lapse"), now)
 
     def _try(self, batch: _Batch, zone: Zone, item: PendingUpdate, now: float) -> Outcome:
         """One update on a draft of its own; refused, it leaves no trace."""
         base = self._base(batch, zone)
+        if self._is_lapse_due():  # more names lapsed at once than a batch takes: those of this update must be gone
+            self._lapse_names(batch, zone, {key for key, _ in item.update.touched}, int(now))
         draft = Draft(base)
         terms, lease = self._terms(item, now)
         try:
             check_prerequisites(draft, item.update.prerequisites)
+            apply_update(draft, item.update, terms)
         except UpdateError as error:
             return Outcome(error.rcode, error.reason)
-        apply_update(draft, item.update, terms)
         before = base.serial
         self._accept(batch, zone, draft, item.actor, int(now))
         return Outcome(Rcode.NOERROR, "", lease, before, base.serial)
@@ -276,8 +288,9 @@ class Writer:
             self._leases.watch_at(apex, key, now)
 
     def _fail(self, batch: _Batch, reason: str) -> None:
-        for item, outcome in batch.outcomes:
-            item.done(outcome if outcome.rcode != Rcode.NOERROR else Outcome(Rcode.SERVFAIL, reason))
+        """Nothing was written, so no verdict holds: some rested on what neighbours were about to change."""
+        for item, _ in batch.outcomes:
+            item.done(Outcome(Rcode.SERVFAIL, reason))
 
     async def catch_up(self) -> None:
         """Take over what other processes committed: zones made or gone, and the journal since our serials."""
@@ -289,9 +302,10 @@ class Writer:
                     if zone.serial != row.serial:
                         await self._follow(reader, zone, row)
                     continue
+                fresh = await load_zone(reader, row)  # before the old one goes: it answers meanwhile
                 if zone is not None:
                     self._forget(zone)
-                self._adopt(await load_zone(reader, row))
+                self._adopt(fresh)
         served = {row.apex for row in rows}
         for zone in list(self._zones):
             if zone.apex not in served:

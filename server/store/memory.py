@@ -1,4 +1,4 @@
-"""The store without a database, for simulations: same contract, same tests, no thread that virtual time would not see."""
+"""The store without a database, for simulations: the same contract, and no thread that virtual time would not see."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence

@@ -20,6 +20,9 @@ from server.zone.node import RRset
 _SINGLETONS: Final = (Type.CNAME, Type.DNAME)
 _BESIDE_CNAME: Final = (Type.CNAME, Type.RRSIG, Type.NSEC)
 MAX_TTL: Final = 0x7FFFFFFF  # a TTL with the top bit set is taken as 0 (RFC 2181 §8)
+MAX_RDATA_OCTETS: Final = 65535 - 12 - 4 - 10 - 2 * 255  # more fits in no answer; expanding names can make more
+MAX_RRSET_RECORDS: Final = 1000  # each add looks at all records of its RRset
+MAX_TYPES: Final = 100  # RRsets at one owner name; as BIND's max-types-per-name
 
 
 class UpdateError(Exception):
@@ -64,6 +67,11 @@ class Update:
     apex: bytes
     prerequisites: tuple[Prerequisite, ...]
     ops: tuple[UpdateOp, ...]
+
+    @property
+    def touched(self) -> tuple[tuple[bytes, int], ...]:
+        """(folded owner name, type) of everything it mentions."""
+        return (*((item.key, item.rtype) for item in self.prerequisites), *((op.key, op.rtype) for op in self.ops))
 
 
 def zone_of(message: Message) -> bytes:
@@ -120,6 +128,8 @@ def read_update(message: Message, apex: bytes) -> Update:
                 data = record.rdata(message.wire)
             except DecodeError as error:
                 raise UpdateError(Rcode.FORMERR, f"{where}: {error.reason}") from None
+            if len(data) > MAX_RDATA_OCTETS:
+                raise UpdateError(Rcode.FORMERR, f"{where}: rdata too long for any answer")
         else:
             raise UpdateError(Rcode.FORMERR, f"{where}: class must be IN, ANY or NONE")
         ttl = record.ttl if record.ttl <= MAX_TTL else 0
@@ -185,7 +195,10 @@ def granted(wish: UpdateLease, minimum: int, maximum: int, key_maximum: int) -> 
 
 
 def apply_update(draft: Draft, update: Update, terms: LeaseTerms) -> None:
-    """Carry out section 3 in order on the draft (RFC 2136 §3.4.2)."""
+    """Carry out section 3 in order on the draft (RFC 2136 §3.4.2).
+
+    `UpdateError` REFUSED when a name or RRset would outgrow our bounds, or a lease would take the apex NS away.
+    """
     for op in update.ops:
         if op.rclass == Class.IN:
             _add(draft, op, terms.for_type(op.rtype), terms)
@@ -201,6 +214,8 @@ def _add(draft: Draft, op: UpdateOp, expires: int, terms: LeaseTerms) -> None:
     if op.rtype == Type.SOA:
         _set_soa(draft, op)
         return
+    if op.rtype == Type.NS and op.key == draft.apex and expires:
+        raise UpdateError(Rcode.REFUSED, "the zone's own NS cannot have a lease")
     node = draft.node(op.key)
     types = set(node.rrsets) if node else set()
     if op.key == draft.apex:
@@ -227,6 +242,10 @@ def _add(draft: Draft, op: UpdateOp, expires: int, terms: LeaseTerms) -> None:
             rows.append((rdata, at))
     if not found:
         rows.append((op.rdata, expires))
+    if len(rows) > MAX_RRSET_RECORDS:
+        raise UpdateError(Rcode.REFUSED, f"{to_text(op.key)}: an RRset may have {MAX_RRSET_RECORDS} records")
+    if rrset is None and len(types) >= MAX_TYPES:
+        raise UpdateError(Rcode.REFUSED, f"{to_text(op.key)}: a name may have {MAX_TYPES} RRsets")
     draft.put(op.owner, RRset(op.rtype, op.ttl, tuple(r for r, _ in rows), tuple(at for _, at in rows)))
 
 
@@ -235,7 +254,7 @@ def _set_soa(draft: Draft, op: UpdateOp) -> None:
     if op.key == draft.apex and is_newer(soa_serial(op.rdata), draft.serial):
         draft.soa_template = op.rdata
         draft.soa_ttl = op.ttl
-        draft.serial = soa_serial(op.rdata)
+        draft.serial = soa_serial(op.rdata) or 1  # never 0, which means "no serial" in a Change
 
 
 def _delete_rr(draft: Draft, op: UpdateOp) -> None:

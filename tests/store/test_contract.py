@@ -1,0 +1,322 @@
+"""What every store does alike."""
+
+import asyncio
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from protocol.name import from_text
+from protocol.tsig import MD5, SHA256, Key
+from server.store import reading
+from server.store.api import KeyRow, Store, StoreError, Superseded
+from server.zone.model import StoredRR, ZoneCommit
+from tests.store.conftest import Opener
+from tests.support.zones import APEX, LONG_TEXT, SOA, aaaa, add_zone, all_records, commit_of, row_key
+
+MAC = aaaa("Mac.alice.members.example.", 1, 5000)
+NAS = aaaa("nas.bob.members.example.", 2)
+
+
+async def test_a_zone_is_found_as_it_was_made(store: Store) -> None:
+    zone_id = await add_zone(store, serial=0xFFFFFFFF)
+    assert await store.load_zones() == [(zone_id, APEX, "service", None, 0xFFFFFFFF, SOA, 60)]
+    with pytest.raises(StoreError, match="already"):
+        await add_zone(store)
+
+
+async def test_a_commit_shows_in_records_serial_and_journal(store: Store) -> None:
+    zone_id = await add_zone(store)
+    commit = commit_of(zone_id, 1, (MAC, NAS))
+    await store.commit([commit])
+    assert (await store.load_zones())[0].serial == 2
+    assert await all_records(store, zone_id) == [MAC, NAS]
+    assert await store.changes_since(zone_id, 1) == list(commit.changes)
+    assert [row.change for row in await store.journal()] == list(commit.changes)
+
+
+async def test_put_replaces_a_row_whole_and_delete_takes_it(store: Store) -> None:
+    zone_id = await add_zone(store)
+    await store.commit([commit_of(zone_id, 1, (MAC, NAS))])
+    moved = MAC._replace(owner=from_text("MAC.alice.members.example."), ttl=4294967295, expires_at=None)
+    await store.commit([commit_of(zone_id, 2, (moved,), (NAS,))])
+    assert await all_records(store, zone_id) == [moved]
+
+
+async def test_leases_move_without_a_serial_and_for_present_rows_only(store: Store) -> None:
+    zone_id = await add_zone(store)
+    await store.commit([commit_of(zone_id, 1, (MAC,))])
+    leases = ((row_key(MAC), 9000), (row_key(NAS), 9000))
+    await store.commit([ZoneCommit(zone_id, 2, 2, (), (), leases, ())])
+    assert await all_records(store, zone_id) == [MAC._replace(expires_at=9000)]
+    assert (await store.load_zones())[0].serial == 2
+    assert await store.changes_since(zone_id, 2) == []
+
+
+async def test_a_new_soa_is_kept(store: Store) -> None:
+    zone_id = await add_zone(store)
+    soa = SOA[:-1] + b"\x07"
+    await store.commit([commit_of(zone_id, 1, soa=(soa, 300))])
+    row = (await store.load_zones())[0]
+    assert (row.serial, row.soa, row.soa_ttl) == (2, soa, 300)
+
+
+async def test_a_superseded_serial_rolls_back_every_zone_of_the_batch(store: Store) -> None:
+    first = await add_zone(store)
+    second = await add_zone(store, from_text("other.example."))
+    await store.commit([commit_of(second, 1, (NAS,))])
+    with pytest.raises(Superseded) as caught:
+        await store.commit([commit_of(first, 1, (MAC,)), commit_of(second, 1, (MAC,))])
+    assert caught.value.zone_id == second
+    assert await all_records(store, first) == []
+    assert [row.serial for row in await store.load_zones()] == [1, 2]
+    assert len(await store.journal()) == 1
+
+
+async def test_a_removed_zone_is_superseded_and_leaves_nothing(store: Store) -> None:
+    zone_id = await add_zone(store)
+    await store.commit([commit_of(zone_id, 1, (MAC,))])
+    async with store.transaction() as transaction:
+        await transaction.remove_zone(zone_id)
+    with pytest.raises(Superseded):
+        await store.commit([commit_of(zone_id, 2, (NAS,))])
+    assert await store.load_zones() == []
+    assert await all_records(store, zone_id) == []
+    assert await store.journal() == []
+    assert await store.changes_since(zone_id, 1) is None
+    assert await add_zone(store) != zone_id
+
+
+async def test_an_empty_commit_is_nothing(store: Store, opener: Opener) -> None:
+    other = await opener()
+    before = await other.generation()
+    await store.commit([])
+    assert await other.generation() == before
+
+
+async def test_two_stores_that_read_one_serial_do_not_both_move_it(opener: Opener) -> None:
+    """The lost update of read-then-write: one of them must hear of it."""
+    one, two = await opener(), await opener()
+    zone_id = await add_zone(one)
+    for serial in range(1, 11):
+        results = await asyncio.gather(
+            one.commit([commit_of(zone_id, serial, (aaaa("a.members.example.", serial),))]),
+            two.commit([commit_of(zone_id, serial, (aaaa("b.members.example.", serial),))]),
+            return_exceptions=True,
+        )
+        assert sorted(type(result) for result in results if result is not None) == [Superseded]
+    assert (await two.load_zones())[0].serial == 11
+    assert len(await all_records(one, zone_id)) == 10
+    changes = await one.changes_since(zone_id, 1)
+    assert changes is not None
+    assert [change.serial_to for change in changes] == list(range(2, 12))
+
+
+async def test_generation_moves_for_others_only(opener: Opener) -> None:
+    one, two = await opener(), await opener()
+    zone_id = await add_zone(one)
+    seen_by_one, seen_by_two = await one.generation(), await two.generation()
+    await one.commit([commit_of(zone_id, 1, (MAC,))])
+    assert await one.generation() == seen_by_one
+    assert await two.generation() != seen_by_two
+    await two.commit([commit_of(zone_id, 2, (NAS,))])
+    assert await one.generation() != seen_by_one
+
+
+async def test_nodes_come_by_folded_owner_and_only_those_asked_for(store: Store) -> None:
+    zone_id = await add_zone(store)
+    many = tuple(aaaa(f"h{number}.alice.members.example.", number) for number in range(1200))
+    await store.commit([commit_of(zone_id, 1, (MAC, NAS, *many))])
+    wanted = [from_text("mac.alice.members.example."), from_text("none.members.example.")]
+    assert await store.load_nodes(zone_id, wanted) == {wanted[0]: [MAC]}
+    assert len(await store.load_nodes(zone_id, [record.owner for record in many])) == 1200
+    assert await store.load_nodes(zone_id, []) == {}
+
+
+async def test_a_subtree_is_cut_at_labels(store: Store) -> None:
+    zone_id = await add_zone(store)
+    inside = ("alice.members.example.", "mac.alice.members.example.", "\\255.\\000.Alice.members.example.")
+    outside = (
+        "members.example.",
+        "malice.members.example.",
+        "alice\\000.members.example.",
+        "alice\\001.members.example.",
+        "alice-2.members.example.",
+        "alicf.members.example.",
+    )
+    records = tuple(aaaa(name, number) for number, name in enumerate((*inside, *outside)))
+    await store.commit([commit_of(zone_id, 1, records)])
+    found = await store.load_subtree(zone_id, from_text("alice.members.example."))
+    assert {owner: rows[0] for owner, rows in found.items()} == {
+        from_text(name).lower(): record for name, record in zip(inside, records, strict=False)
+    }
+
+
+async def test_records_come_in_canonical_order(store: Store) -> None:
+    zone_id = await add_zone(store)
+    ordered = ["members.example.", "a.members.example.", "yljkjljk.a.members.example.", "z.a.members.example."]
+    ordered += ["\\001.z.members.example.", "*.z.members.example.", "\\200.z.members.example."]  # RFC 4034 §6.1
+    records = tuple(aaaa(name, 1) for name in ordered)
+    await store.commit([commit_of(zone_id, 1, records[::-1])])
+    assert await all_records(store, zone_id) == list(records)
+
+
+async def test_lists_of_records_never_split_an_owner(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "CHUNK_RECORDS", 5)
+    zone_id = await add_zone(store)
+    counts = (3, 3, 1, 12, 5, 2)
+    records = tuple(
+        aaaa(f"{chr(97 + index)}.members.example.", number)
+        for index, count in enumerate(counts)
+        for number in range(count)
+    )
+    await store.commit([commit_of(zone_id, 1, records)])
+    lists = [rows async for rows in store.load_records(zone_id)]
+    assert [record for rows in lists for record in rows] == list(records)
+    for before, after in itertools.pairwise(lists):
+        assert before[-1].owner != after[0].owner
+
+
+async def test_long_rdata_is_told_apart(store: Store) -> None:
+    zone_id = await add_zone(store)
+    texts = [StoredRR(APEX, 16, 60, LONG_TEXT * 30 + bytes((1, number)), None) for number in range(3)]
+    await store.commit([commit_of(zone_id, 1, tuple(texts))])
+    await store.commit([commit_of(zone_id, 2, (), (texts[1],))])
+    assert {record.rdata for record in await all_records(store, zone_id)} == {texts[0].rdata, texts[2].rdata}
+
+
+async def test_the_journal_pages_and_knows_how_far_it_reaches(store: Store) -> None:
+    zone_id = await add_zone(store)
+    other = await add_zone(store, from_text("other.example."))
+    for serial in range(1, 8):
+        await store.commit([commit_of(zone_id, serial, (aaaa("a.members.example.", serial),))])
+    await store.commit([commit_of(other, 1, (NAS,))])
+    first = await store.journal(limit=3, zone_id=zone_id)
+    rest = await store.journal(after=first[-1].id, zone_id=zone_id)
+    assert [row.change.serial_from for row in (*first, *rest)] == list(range(1, 8))
+    assert [row.zone_id for row in await store.journal(after=rest[-1].id)] == [other]
+    changes = await store.changes_since(zone_id, 5)
+    assert changes is not None
+    assert [change.serial_from for change in changes] == [5, 6, 7]
+    assert await store.changes_since(zone_id, 99) is None
+
+
+async def test_a_zone_replays_from_its_journal(store: Store) -> None:
+    zone_id = await add_zone(store)
+    await store.commit([commit_of(zone_id, 1, (MAC, NAS))])
+    await store.commit([commit_of(zone_id, 2, (MAC._replace(ttl=5),), (MAC,))])
+    records = set()
+    for change in await store.changes_since(zone_id, 1) or ():
+        records -= set(change.removed[1:])
+        records |= set(change.added[1:])
+    # the delete comes before the put of the same row
+    assert records == {(NAS.owner, 28, 60, NAS.rdata), (MAC.owner, 28, 5, MAC.rdata)}
+
+
+async def test_members_and_their_keys(store: Store) -> None:
+    domain = from_text("alice.members.example.")
+    async with store.transaction() as transaction:
+        member_id = await transaction.add_member("alice", domain, private=True, created_at=7)
+        zone_id = await transaction.add_zone(domain, kind="member", member_id=member_id, serial=1, soa=SOA, soa_ttl=60)
+        own = KeyRow(Key(domain, SHA256, b"s" * 32), member_id, 7, kdf='{"kdf": "scrypt"}')
+        admin = KeyRow(Key(from_text("_admin.members.example."), MD5, b"a" * 16), None, 7)
+        await transaction.add_key(own)
+        await transaction.add_key(admin)
+    assert await store.members() == [(member_id, "alice", domain, True, 7)]
+    assert await store.keys() == sorted((own, admin), key=lambda row: row.key.name)
+    with pytest.raises(StoreError, match="already"):
+        async with store.transaction() as transaction:
+            await transaction.add_member("alice", domain, private=False, created_at=8)
+    with pytest.raises(StoreError, match="already"):
+        async with store.transaction() as transaction:
+            await transaction.add_key(own)
+    async with store.transaction() as transaction:
+        await transaction.remove_member(member_id)
+    assert await store.members() == []
+    assert await store.keys() == [admin]
+    assert zone_id not in [row.id for row in await store.load_zones()]
+
+
+async def test_a_revoked_key_stays_listed_until_its_name_is_given_again(store: Store) -> None:
+    name = from_text("mac.alice.members.example.")
+    old, new = (KeyRow(Key(name, SHA256, secret * 32), None, 1) for secret in (b"o", b"n"))
+    async with store.transaction() as transaction:
+        await transaction.add_key(old)
+        assert await transaction.revoke_key(name, 50)
+        assert not await transaction.revoke_key(name, 60)
+    assert await store.keys() == [replace(old, revoked_at=50)]
+    async with store.transaction() as transaction:
+        await transaction.add_key(new)
+    assert await store.keys() == [new]
+
+
+async def test_last_use_only_goes_forward(store: Store) -> None:
+    name = from_text("alice.members.example.")
+    async with store.transaction() as transaction:
+        await transaction.add_key(KeyRow(Key(name, SHA256, b"s" * 32), None, 1))
+    await store.touch_keys({name: 100, from_text("gone.example."): 100})
+    await store.touch_keys({name: 90})
+    await store.touch_keys({})
+    assert (await store.keys())[0].last_used_at == 100
+
+
+async def test_a_transaction_that_raises_leaves_nothing(store: Store) -> None:
+    zone_id = await add_zone(store)
+    with pytest.raises(ValueError, match="stop"):
+        async with store.transaction() as transaction:
+            await transaction.apply([commit_of(zone_id, 1, (MAC,))])
+            await transaction.set_meta("service", "x")
+            assert [row.serial for row in await transaction.load_zones()] == [2]
+            raise ValueError("stop")
+    assert await all_records(store, zone_id) == []
+    assert await store.meta("service") is None
+    await store.commit([commit_of(zone_id, 1, (MAC,))])
+
+
+async def test_meta_is_replaced(store: Store) -> None:
+    for value in ("a", "b"):
+        async with store.transaction() as transaction:
+            await transaction.set_meta("service", value)
+    assert await store.meta("service") == "b"
+
+
+async def test_reading_sees_one_moment(store: Store, opener: Opener) -> None:
+    other = await opener()
+    zone_id = await add_zone(store)
+    async with store.reading() as reader:
+        assert (await reader.load_zones())[0].serial == 1
+        await other.commit([commit_of(zone_id, 1, (MAC,))])
+        assert [rows async for rows in reader.load_records(zone_id)] == []
+        assert (await reader.load_zones())[0].serial == 1
+    assert await all_records(store, zone_id) == [MAC]
+
+
+async def test_a_cancelled_commit_runs_to_its_end(store: Store) -> None:
+    zone_id = await add_zone(store)
+    for serial in range(1, 9):
+        task = asyncio.create_task(store.commit([commit_of(zone_id, serial, (aaaa("a.members.example.", serial),))]))
+        for _ in range(serial):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert (await store.load_zones())[0].serial == serial + 1
+        assert len(await all_records(store, zone_id)) == serial
+
+
+async def test_a_cancelled_transaction_leaves_nothing_and_the_store_works_on(store: Store) -> None:
+    zone_id = await add_zone(store)
+    entered = asyncio.Event()
+
+    async def hold() -> None:
+        async with store.transaction() as transaction:
+            await transaction.apply([commit_of(zone_id, 1, (MAC,))])
+            entered.set()
+            await asyncio.sleep(3600)
+
+    task = asyncio.create_task(hold())
+    await entered.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await store.commit([commit_of(zone_id, 1, (NAS,))])
+    assert await all_records(store, zone_id) == [NAS]
