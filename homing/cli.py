@@ -1,22 +1,26 @@
 """The `homing` command line. Data on stdout, logs on stderr; exit codes 0 fine, 1 failed, 2 usage or configuration."""
 
 import json
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from homing.config_file import ConfigError, effective, load, open_secret_files, to_toml
-from homing.logs import configure_logging
+from homing.config_file import LOG_LEVEL, ConfigError, effective, load, open_secret_files, to_toml
+from homing.lab_command import lab
+from homing.logs import LEVELS, configure_logging
 from homing.member_commands import key_app, member_app
 from homing.options import Config
-from homing.running import OperationError, Program, run
+from homing.running import OperationError, UntilAsked, run
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+    from server.app import Server
 
 app = typer.Typer(
     name="homing",
@@ -39,6 +43,7 @@ app = typer.Typer(
 )
 app.add_typer(member_app, name="member")
 app.add_typer(key_app, name="key")
+app.command()(lab)
 
 
 class LogLevel(StrEnum):
@@ -97,8 +102,12 @@ def _flags(level: LogLevel | None) -> dict[str, dict[str, object]]:
     return {"log": {"level": level.value if level else None}}
 
 
-def _start_logging(settings: Any) -> None:
-    configure_logging(settings.log.level)
+def _bare_level(flag: LogLevel | None) -> str:
+    """The level for a program whose file has no `[log]`."""
+    text = flag.value if flag else os.environ.get(LOG_LEVEL) or LogLevel.INFO
+    if text not in LEVELS:
+        raise ConfigError(f"{LOG_LEVEL}: must be one of {', '.join(LEVELS)}, not {text[:80]!r}")
+    return text
 
 
 def _refuse_open_secrets(settings: "BaseModel") -> None:
@@ -131,39 +140,94 @@ def serve(config: Config, log_level: Level = None) -> None:
     settings = load(ServerSettings, config, flags=_flags(log_level))
     configure_logging(settings.log.level)
     _refuse_open_secrets(settings)
-    _run(lambda: Server(settings), _server_listeners, StartError)
+    run(lambda: Server(settings), _server_listeners, (StartError,))
 
 
-def _run(make: Any, listening: Any, *start_errors: type[Exception]) -> None:
-    try:
-        asked_for = run(make, listening)
-    except start_errors as error:
-        raise OperationError(str(error)) from None
-    if not asked_for:
-        raise OperationError("stopped by a fault of its own, see the log")
-
-
-def _server_listeners(program: Program) -> Iterable[str]:
-    from server.app import Server
+def _server_listeners(server: "Server") -> Iterator[str]:
     from server.config import split_host_port
 
-    assert isinstance(program, Server)
-    dns = program.settings.dns
+    dns = server.settings.dns
     for number, text in enumerate(dns.listen):
         address, port = split_host_port(text)
-        port = program.port if number == 0 else port
-        yield f"listening udp {_host_port(address, port)}"
-        yield f"listening tcp {_host_port(address, port)}"
+        port = server.port if number == 0 else port
+        yield f"udp {_host_port(address, port)}"
+        yield f"tcp {_host_port(address, port)}"
     for number, text in enumerate(dns.listen_tls):
         address, port = split_host_port(text)
-        yield f"listening tls {_host_port(address, program.tls_port or port if number == 0 else port)}"
-    if program.settings.metrics.listen and program.metrics_port:
-        address, _ = split_host_port(program.settings.metrics.listen)
-        yield f"listening metrics {_host_port(address, program.metrics_port)}"
+        yield f"tls {_host_port(address, server.tls_port or port if number == 0 else port)}"
+    if server.settings.metrics.listen and server.metrics_port:
+        address, _ = split_host_port(server.settings.metrics.listen)
+        yield f"metrics {_host_port(address, server.metrics_port)}"
 
 
 def _host_port(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+@app.command()
+def gateway(config: Config, log_level: Level = None) -> None:
+    """Run the NAT-PMP gateway until SIGTERM or SIGINT.
+
+    Prints `ready` on stdout when it answers, then a line for each listener. Mappings are carried by the gateway itself,
+    without root. The smallest useful file:
+
+    \b
+      [natpmp]
+      listen = ["192.168.1.1:5351"]
+      [external]
+      address = "203.0.113.7"
+      [state]
+      file = "/var/lib/homing/gateway.sqlite"
+
+    \b
+    Example:
+      homing gateway --config /etc/homing/gateway.toml
+    """
+    from gateway.app import Gateway
+    from gateway.config import GatewayConfig
+    from gateway.errors import StartError
+
+    settings = load(GatewayConfig, config)
+    configure_logging(_bare_level(log_level))
+    _refuse_open_secrets(settings)
+    run(
+        lambda: UntilAsked(Gateway(settings)),
+        lambda program: (f"natpmp {endpoint}" for endpoint in program.inner.natpmp_addresses),
+        (StartError,),
+    )
+
+
+@app.command()
+def client(config: Config, log_level: Level = None) -> None:
+    """Keep this machine's name pointing at it until SIGTERM or SIGINT.
+
+    Maps a port, publishes address and port under a lease, and follows the member's other machines. Prints `ready` on
+    stdout when it works. The smallest useful file:
+
+    \b
+      [machine]
+      name = "mac"
+      [member]
+      domain = "alice.members.example."
+      [member.key]
+      name = "alice.members.example."
+      secret_file = "/etc/homing/alice.secret"
+      [dns]
+      server = "192.0.2.1:53"
+
+    \b
+    Example:
+      homing client --config /etc/homing/client.toml
+    """
+    from client_stub.agent import Agent, AgentError
+    from client_stub.config import ClientConfig
+
+    settings = load(ClientConfig, config)
+    configure_logging(_bare_level(log_level))
+    _refuse_open_secrets(settings)
+    run(
+        lambda: UntilAsked(Agent(settings)), lambda program: [f"hello {program.inner.status().internal}"], (AgentError,)
+    )
 
 
 @app.command("check-config")

@@ -104,16 +104,16 @@ def _put(model: type[BaseModel], data: dict[str, Any], table: str, key: str, val
 def _problem(model: type[BaseModel], file: Path, sources: Mapping[_Location, str], detail: ErrorDetails) -> str:
     location = detail["loc"]
     source = sources.get(location[:2])
-    where = source or f"{file}: {_place(model, location)}"
+    where = source or f"{file}: {_place(model, location, isinstance(detail['input'], dict))}"
     return f"{where}: {_reason(model, location, detail)}"
 
 
-def _place(model: type[BaseModel], location: _Location) -> str:
+def _place(model: type[BaseModel], location: _Location, is_table: bool) -> str:
     """`[table.below].key[2]`; a bare `key` at the top of the file."""
     tables = 0
     while tables < len(location) and _section(model, location[: tables + 1]) and isinstance(location[tables], str):
         tables += 1
-    if tables == 0 and len(location) > 1:
+    if tables == 0 and (len(location) > 1 or is_table):
         tables = 1
     text = f"[{'.'.join(map(str, location[:tables]))}]" if tables else ""
     for part in location[tables:]:

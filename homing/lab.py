@@ -5,7 +5,6 @@ renumbered. Everything persists in a state directory: started again there, ports
 """
 
 import asyncio
-import base64
 import contextlib
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from client_stub.agent import Agent
+from client_stub.agent import Agent, Status, TunnelStatus
 from client_stub.config import ClientConfig
 from gateway.app import AddressEvent, Event, Gateway, MappingEvent
 from gateway.config import GatewayConfig
@@ -24,7 +23,7 @@ from protocol.name import from_text, to_text
 from protocol.tsig import Key
 from server.app import Server
 from server.config import ServerSettings
-from server.members import add_member, ensure_admin_key
+from server.members import add_member, ensure_admin_key, key_json
 from server.zone.model import Change
 
 ZONE: Final = "members.example."
@@ -137,7 +136,7 @@ class Lab:
                     "internal_address": machine.address,
                     "internal_port": _INTERNAL_PORT,
                 },
-                "member": {"domain": f"{machine.member}.{ZONE}", "key": _key_dict(key)},
+                "member": {"domain": f"{machine.member}.{ZONE}", "key": key_json(key)},
                 "dns": {
                     "server": f"{LOOPBACK}:{self._ports.dns}",
                     "ca_file": self._certificates.ca_file,
@@ -147,14 +146,15 @@ class Lab:
                     "gateway": f"{LOOPBACK}:{self._ports.natpmp}",
                     "announcements": f"224.0.0.1:{self._ports.announcements}",
                 },
+                # one household on one machine: no crowd to spread out over seconds
+                "timing": {"registration_delay_max": 0.2, "loss_delay_max": 0.2, "hello_every": 1.0},
             }
         )
 
     async def _ensure_members(self) -> None:
         store = self.server.store
         now = int(time.time())
-        admin = await ensure_admin_key(store, f"admin.{ZONE}", now=now)
-        self._keys["admin"] = admin.key
+        self._keys["admin"] = await ensure_admin_key(store, now=now)
         members = {member.name for member in await store.members()}
         for name, private in (("alice", False), ("bob", True)):
             if name not in members:
@@ -181,7 +181,7 @@ class Lab:
         """Until every client has published and sees its member's other machine; False when it takes too long."""
         try:
             async with asyncio.timeout(READY_SECONDS):
-                while not all(agent.status().is_settled for agent in self._agents.values()):
+                while not all(_is_settled(agent.status()) for agent in self._agents.values()):
                     await asyncio.sleep(0.05)
         except TimeoutError:
             return False
@@ -221,7 +221,7 @@ class Lab:
             "zone": ZONE,
             "dns": {"address": LOOPBACK, "udp": self._ports.dns, "tcp": self._ports.dns, "tls": self._ports.tls},
             "ca_file": str(self._certificates.ca_file),
-            "keys": {name: _key_dict(key) for name, key in self._keys.items()},
+            "keys": {name: key_json(key) for name, key in self._keys.items()},
             "natpmp": {"address": natpmp.host, "port": natpmp.port},
             "external_address": self.external_address,
             "database": str(self.database),
@@ -229,22 +229,23 @@ class Lab:
         }
 
     def picture(self) -> LabPicture:
-        machines, tunnels = [], []
+        machines: list[MachineRow] = []
+        tunnels: list[TunnelRow] = []
         for label, agent in self._agents.items():
             status = agent.status()
             machines.append(
                 MachineRow(
                     name=label,
                     is_private=label.endswith(".bob"),
-                    state=status.state,
-                    inner=str(status.inner),
-                    outer=str(status.outer or "-"),
+                    state="published" if status.lease_seconds_left is not None else status.nat,
+                    inner=status.inner or "-",
+                    outer=status.external or "-",
                     lease_left=status.lease_seconds_left,
-                    subscriptions=status.subscriptions,
+                    subscriptions=len(status.subscriptions),
                 )
             )
             tunnels.extend(
-                TunnelRow(label, row.peer, str(row.inner), str(row.outer or "-"), row.reach) for row in status.tunnels
+                TunnelRow(label, row.peer, row.inner, row.outer or "-", _reach(row)) for row in status.tunnels
             )
         mappings = [
             MappingRow(
@@ -285,9 +286,12 @@ class Lab:
         self._say(label, f"{text} {shown}".rstrip())
 
 
-def _key_dict(key: Key) -> dict[str, str]:
-    return {
-        "name": to_text(key.name),
-        "algorithm": key.algorithm.text,
-        "secret": base64.b64encode(key.secret).decode("ascii"),
-    }
+def _is_settled(status: Status) -> bool:
+    """Whether a machine is published and has heard its member's other machine answer."""
+    return status.lease_seconds_left is not None and any(row.rtt_ms is not None for row in status.tunnels)
+
+
+def _reach(row: TunnelStatus) -> str:
+    if row.rtt_ms is not None:
+        return f"{row.rtt_ms:.1f} ms"
+    return "silent" if row.is_silent else row.state

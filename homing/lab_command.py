@@ -17,11 +17,12 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
+from client_stub.agent import AgentError
 from gateway.errors import StartError as GatewayStartError
 from homing.lab import Lab
 from homing.lab_view import EventLog, draw
-from homing.logs import configure_logs
-from homing.running import run_async
+from homing.logs import configure_logging
+from homing.running import OperationError, loop_factory
 from server.app import StartError as ServerStartError
 
 _REDRAW_SECONDS = 0.25
@@ -43,14 +44,14 @@ def lab(
     Example: homing lab --json --state ./lab
     """
     interactive = not as_json and sys.stdout.isatty() and sys.stdin.isatty()
-    configure_logs("error" if interactive else "info")
+    configure_logging("error" if interactive else "info")
     with contextlib.ExitStack() as stack:
         directory = state or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="homing-lab-")))
         try:
-            run_async(_run(directory, as_json=as_json, with_clients=not no_clients, interactive=interactive))
-        except (ServerStartError, GatewayStartError, OSError, ValueError) as error:
-            typer.echo(f"homing lab: {error}", err=True)
-            raise typer.Exit(1) from None
+            with asyncio.Runner(loop_factory=loop_factory()) as runner:
+                runner.run(_run(directory, as_json=as_json, with_clients=not no_clients, interactive=interactive))
+        except (ServerStartError, GatewayStartError, AgentError, OSError, ValueError) as error:
+            raise OperationError(str(error)) from None
 
 
 async def _run(directory: Path, *, as_json: bool, with_clients: bool, interactive: bool) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Callable, Iterable
-from typing import Final, Protocol
+from typing import Final, Generic, Protocol, TypeVar
 
 import structlog
 
@@ -33,17 +33,59 @@ class Program(Protocol):
     async def stop(self) -> None: ...
 
 
-def run(program: Callable[[], Program], listening: Callable[[Program], Iterable[str]]) -> bool:
-    """Run it to its end; whether that end was asked for.
+class Starter(Protocol):
+    """What can be started and stopped, and works until then."""
 
-    Once it answers, `ready` and then a line for each of `listening` go to stdout. A second signal while it stops has
-    its usual effect. What `start` raises is raised.
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+AnyProgram = TypeVar("AnyProgram", bound=Program)
+AnyStarter = TypeVar("AnyStarter", bound=Starter)
+
+
+class UntilAsked(Generic[AnyStarter]):
+    """A program of something that is only started and stopped."""
+
+    def __init__(self, inner: AnyStarter) -> None:
+        self.inner = inner
+        self._stopping = asyncio.Event()
+
+    async def start(self) -> None:
+        await self.inner.start()
+
+    async def wait(self) -> bool:
+        await self._stopping.wait()
+        return True
+
+    def request_stop(self) -> None:
+        self._stopping.set()
+
+    async def stop(self) -> None:
+        await self.inner.stop()
+
+
+def run(
+    make: Callable[[], AnyProgram],
+    listening: Callable[[AnyProgram], Iterable[str]],
+    start_errors: tuple[type[Exception], ...],
+) -> None:
+    """Run what `make` makes to its end. `OperationError` when it does not start, or stops by a fault of its own.
+
+    Once it answers, `ready` and then `listening ...` for each of its listeners go to stdout, at once. A second signal
+    while it stops has its usual effect.
     """
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_run(program, listening))
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        try:
+            asked_for = runner.run(_run(make, listening))
+        except start_errors as error:
+            raise OperationError(str(error)) from None
+    if not asked_for:
+        raise OperationError("stopped by a fault of its own, see the log")
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     try:
         import uvloop
     except ImportError:
@@ -52,7 +94,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-async def _run(make: Callable[[], Program], listening: Callable[[Program], Iterable[str]]) -> bool:
+async def _run(make: Callable[[], AnyProgram], listening: Callable[[AnyProgram], Iterable[str]]) -> bool:
     loop = asyncio.get_running_loop()
     program = make()
     starting = loop.create_task(program.start(), name="start")
@@ -71,7 +113,7 @@ async def _run(make: Callable[[], Program], listening: Callable[[Program], Itera
     except asyncio.CancelledError:
         return True
     try:
-        sys.stdout.write("".join(f"{line}\n" for line in ("ready", *listening(program))))
+        sys.stdout.write("".join(("ready\n", *(f"listening {text}\n" for text in listening(program)))))
         sys.stdout.flush()
         asked_for = await program.wait()
     finally:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 class Peer(NamedTuple):
     """One end of a conversation as seen here.
 
-    `transport`: "udp", "tcp" or "tls". `address`: the peer's IP address in text. `via`: the number of the UDP listener or
+    `transport`: "udp", "tcp" or "tls". `address`: the IP address in text. `via`: the number of the UDP listener or
     of the stream connection; a reply or an event leaves by the same way.
     """
 
