@@ -74,7 +74,7 @@ def test_each_line_names_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("[dsn]\nlisten = []", "dsn: unknown table or key, did you mean 'dns'?"),
+        ("[dsn]\nlisten = []", "[dsn]: unknown table or key, did you mean 'dns'?"),
         ("dsn = 1", "dsn: unknown table or key, did you mean 'dns'?"),
         ("[zone]\nlisten_tls = []", "[zone].listen_tls: unknown key, does it belong in [dns]?"),
         ("dns = 4", "[dns]: must be a table"),
