@@ -186,7 +186,7 @@ class Agent:
                     continue
             try:
                 await self._session.run()
-            except Exception:  # noqa: BLE001  # root of this worker: a fault must not end the machine's registration
+            except Exception:  # root of this worker: a fault must not end the machine's registration
                 self.failures += 1
                 log.exception("session failed", failures=self.failures)
                 await asyncio.sleep(SESSION_RETRY_SECONDS)
