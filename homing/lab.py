@@ -160,7 +160,6 @@ class Lab:
             if name not in members:
                 await add_member(store, name, private=private, now=now)
         await self.server.reload()
-        await self.server.writer.catch_up()
         found = {row.key.name: row.key for row in await store.keys()}
         for name in ("alice", "bob"):
             self._keys[name] = found[from_text(f"{name}.{ZONE}")]

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from rich.console import Group
-from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
@@ -82,11 +81,16 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 
 
+def _table(*headings: str) -> Table:
+    table = Table(box=None, header_style="bold cyan", pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, no_wrap=True, overflow="ellipsis")
+    return table
+
+
 def draw(picture: LabPicture, log: EventLog, height: int) -> Group:
     """The whole screen, the log taking the lines that are left of `height`."""
-    machines = Table(title="Machines", expand=True, title_justify="left", show_edge=False, pad_edge=False)
-    for heading in ("machine", "", "state", "inner address", "outer address", "lease", "watching"):
-        machines.add_column(heading, no_wrap=True)
+    machines = _table("machine", "", "state", "inner address", "outer address", "lease", "watching")
     for machine in picture.machines:
         machines.add_row(
             Text(machine.name, style="bold"),
@@ -97,27 +101,23 @@ def draw(picture: LabPicture, log: EventLog, height: int) -> Group:
             duration(machine.lease_left),
             str(machine.subscriptions),
         )
-    tunnels = Table(title="Tunnels", expand=True, title_justify="left", show_edge=False, pad_edge=False)
-    for heading in ("machine", "peer", "inner address", "outer address", "reach"):
-        tunnels.add_column(heading, no_wrap=True)
+    tunnels = _table("tunnel from", "to", "inner address", "outer address", "reach")
     for tunnel in picture.tunnels:
         tunnels.add_row(tunnel.machine, tunnel.peer, tunnel.inner, tunnel.outer, tunnel.reach)
-    mappings = Table(title="Port mappings", expand=True, title_justify="left", show_edge=False, pad_edge=False)
-    for heading in ("protocol", "external", "internal", "left"):
-        mappings.add_column(heading, no_wrap=True)
+    mappings = _table("mapping", "external", "internal", "left")
     for mapping in picture.mappings:
         mappings.add_row(mapping.protocol, mapping.external, mapping.internal, duration(mapping.left))
     zones = "  ".join(f"{apex} serial {serial}" for apex, serial in picture.serials)
     status = Text(f"{zones}   {picture.leases} leased names   {picture.subscriptions} subscriptions", style="dim")
-    used = 14 + len(picture.machines) + len(picture.tunnels) + len(picture.mappings)
-    lines = Text()
-    for at, who, text in log.last(max(3, height - used - 6)):
+    used = 12 + len(picture.machines) + len(picture.tunnels) + len(picture.mappings)
+    lines = Text(no_wrap=True, overflow="ellipsis")
+    for at, who, text in log.last(max(3, height - used)):
         lines.append(f"{at} ", style="dim")
         lines.append(f"{who:<12} ", style="bold")
         lines.append(f"{text}\n")
     keys = Text("r renumber the router   k kill and restart a client   q quit", style="reverse")
     return Group(
-        Text(picture.title, style="bold"),
+        Text(picture.title, style="bold", no_wrap=True, overflow="ellipsis"),
         status,
         Text(),
         machines,
@@ -125,6 +125,8 @@ def draw(picture: LabPicture, log: EventLog, height: int) -> Group:
         tunnels,
         Text(),
         mappings,
-        Panel(lines, title="Events", title_align="left"),
+        Text(),
+        Text("events", style="bold cyan"),
+        lines,
         keys,
     )

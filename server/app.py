@@ -248,9 +248,9 @@ class Server:
             raise StartError(str(error)) from None
 
     async def reload(self) -> None:
-        """Take over at once what was done to the store through this very object (members, keys)."""
+        """Take over what was committed past the writer: members, keys, zones. Done when it is served."""
         await self._load_keys()
-        self.writer.follow()
+        await self.writer.follow()
 
     async def _load_keys(self) -> None:
         members = {member.id: member for member in await self.store.members()}
@@ -271,7 +271,8 @@ class Server:
                 if seen == generation:
                     continue
                 generation = seen
-                await self.reload()
+                await self._load_keys()
+                self.writer.follow()
             except StoreError as error:
                 self.metrics.store_errors.inc()
                 log.error("cannot follow the database", error=str(error))

@@ -95,6 +95,7 @@ class Writer:
         self._wake = asyncio.Event()
         self._stopping = False
         self._behind = False
+        self._followers: list[asyncio.Future[None]] = []
 
     def submit(self, pending: PendingUpdate) -> bool:
         """Queue an update; False when the queue is full or the writer is stopping."""
@@ -118,25 +119,38 @@ class Writer:
                 pending = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH))]
                 await self.step(pending)
             if self._behind:
-                self._behind = False
-                try:
-                    await self.catch_up()
-                except StoreError as error:
-                    self._behind = True
-                    self._metrics.store_errors.inc()
-                    log.error("cannot follow another process, will try again", error=str(error))
+                await self._try_catching_up()
             if self._stopping:
+                for follower in self._followers:
+                    follower.cancel()
                 return
+
+    async def _try_catching_up(self) -> None:
+        followers, self._followers, self._behind = self._followers, [], False
+        try:
+            await self.catch_up()
+        except StoreError as error:
+            self._followers += followers
+            self._behind = True
+            self._metrics.store_errors.inc()
+            log.error("cannot follow another process, will try again", error=str(error))
+            return
+        for follower in followers:
+            if not follower.done():
+                follower.set_result(None)
 
     async def lapse_due(self) -> None:
         """Before serving: what lapsed while the server was down is gone first."""
         while self._is_lapse_due():
             await self.step([])
 
-    def follow(self) -> None:
-        """Another process committed: catch up when the batch at hand is done."""
+    def follow(self) -> "asyncio.Future[None]":
+        """Something was committed past this writer: catch up when the batch at hand is done; done when that is so."""
+        follower = asyncio.get_running_loop().create_future()
+        self._followers.append(follower)
         self._behind = True
         self._wake.set()
+        return follower
 
     def _is_lapse_due(self) -> bool:
         moment = self._leases.next_moment()
