@@ -1,0 +1,137 @@
+"""When leases lapse: on time, never early, at the cost of what is due."""
+
+from protocol.constants import Type
+from protocol.name import fold
+from server.zone.draft import Draft
+from server.zone.leases import LeaseQueue, lapse
+from server.zone.node import Node, RRset
+from tests.support.builders import name, stored, zone_of_records
+
+APEX = fold(name("members.example."))
+
+
+class Table:
+    """Nodes with one leased record, and a count of how often they were looked at."""
+
+    def __init__(self) -> None:
+        self.expires: dict[bytes, int] = {}
+        self.looks = 0
+        self.queue = LeaseQueue()
+
+    def grant(self, key: bytes, at: int) -> None:
+        self.expires[key] = at
+        self.queue.watch(APEX, key, self.peek(key))
+
+    def peek(self, key: bytes) -> Node | None:
+        at = self.expires.get(key)
+        return None if at is None else Node(key, {Type.A: RRset(Type.A, 60, (b"\0\0\0\0",), (at,))})
+
+    def node(self, apex: bytes, key: bytes) -> Node | None:
+        assert apex == APEX
+        self.looks += 1
+        return self.peek(key)
+
+    def due(self, now: int, limit: int = 1000) -> list[bytes]:
+        return sorted(key for _, key in self.queue.take_due(now, limit, self.node))
+
+
+def test_a_lease_is_due_at_its_second() -> None:
+    table = Table()
+    table.grant(b"\x01a\0", 100)
+    assert table.queue.next_moment() == 100
+    assert table.due(99) == []
+    assert table.due(100) == [b"\x01a\0"]
+    assert table.due(100) == []
+    assert table.queue.next_moment() is None
+
+
+def test_a_refreshed_lease_is_not_due_and_queued_at_its_new_moment() -> None:
+    table = Table()
+    table.grant(b"\x01a\0", 100)
+    table.grant(b"\x01a\0", 300)
+    assert table.queue.next_moment() == 100, "a refresh costs nothing"
+    assert table.due(100) == []
+    assert table.queue.next_moment() == 300
+    assert table.due(300) == [b"\x01a\0"]
+
+
+def test_a_shorter_lease_is_honoured() -> None:
+    table = Table()
+    table.grant(b"\x01a\0", 300)
+    table.grant(b"\x01a\0", 100)
+    assert table.due(100) == [b"\x01a\0"]
+    del table.expires[b"\x01a\0"]
+    assert table.due(300) == [], "the entry left at the old moment says nothing"
+    assert len(table.queue) == 0
+
+
+def test_a_name_queued_again_at_a_moment_it_was_queued_before_is_due_once() -> None:
+    table = Table()
+    for at in (300, 100):
+        table.grant(b"\x01a\0", at)
+    assert table.due(100) == [b"\x01a\0"]
+    table.grant(b"\x01a\0", 300)
+    assert table.due(300) == [b"\x01a\0"]
+    assert len(table.queue) == 0
+
+
+def test_a_deleted_name_is_forgotten_at_its_moment() -> None:
+    table = Table()
+    table.grant(b"\x01a\0", 100)
+    del table.expires[b"\x01a\0"]
+    assert table.due(100) == []
+    assert len(table.queue) == 0 and table.queue.next_moment() is None
+
+
+def test_a_permanent_name_is_not_queued() -> None:
+    table = Table()
+    table.grant(b"\x01a\0", 0)
+    assert len(table.queue) == 0
+
+
+def test_names_are_taken_in_order_of_their_moments_and_no_more_than_asked() -> None:
+    table = Table()
+    for number in range(10):
+        table.grant(bytes((1, 97 + number, 0)), 100 + number // 4)
+    assert {key[1] - 97 for key in table.due(200, 4)} == {0, 1, 2, 3}
+    assert len(table.due(200, 3)) == 3
+    assert table.queue.next_moment() == 101
+    assert len(table.due(200)) == 3
+    assert table.queue.next_moment() is None
+
+
+def test_a_lapse_put_back_is_taken_again() -> None:
+    table = Table()
+    table.grant(b"\x01a\0", 100)
+    assert table.due(105) == [b"\x01a\0"]
+    table.queue.watch_at(APEX, b"\x01a\0", 105)
+    assert table.due(105) == [b"\x01a\0"]
+
+
+def test_the_cost_is_that_of_what_is_due() -> None:
+    table = Table()
+    for number in range(5000):
+        table.grant(number.to_bytes(2, "big") + b"\0", 100 + number % 2500)
+    assert len(table.due(100)) == 2
+    assert table.looks == 2
+
+
+def test_lapse_takes_away_what_ended_and_nothing_else() -> None:
+    zone = zone_of_records(
+        [
+            stored("mac.members.example. 60 A 192.0.2.1", expires_at=100),
+            stored("mac.members.example. 60 A 192.0.2.2", expires_at=200),
+            stored("mac.members.example. 60 TXT gone", expires_at=100),
+            stored("mac.members.example. 60 AAAA ::1"),
+        ]
+    )
+    key = fold(name("mac.members.example."))
+    draft = Draft(zone)
+    lapse(draft, key, 99)
+    assert not draft.touched
+    lapse(draft, key, 100)
+    node = draft.node(key)
+    assert node is not None
+    assert {rtype: rrset.expires for rtype, rrset in node.rrsets.items()} == {Type.A: (200,), Type.AAAA: (0,)}
+    lapse(draft, b"\x06absent" + zone.apex, 100)
+    assert set(draft.touched) == {key}
