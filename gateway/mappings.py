@@ -232,6 +232,10 @@ class MappingTable:
         if self._external_address is None:
             self._answer(ticket, Verdict.NO_EXTERNAL_ADDRESS)
             return
+        if key.host == self._external_address:
+            # It would lead from the external address back to itself: packets could go round without end.
+            self._answer(ticket, Verdict.NOT_PERMITTED)
+            return
         granted = self.grant(lifetime)
         row = self._rows.get(key)
         if row is None:

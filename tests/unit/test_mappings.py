@@ -401,6 +401,12 @@ def test_an_address_change_during_an_installation() -> None:
     assert played.answers[1].verdict is Verdict.DONE
 
 
+def test_nothing_leads_from_the_external_address_to_itself() -> None:
+    played = Played()
+    assert played.ask(Key(UDP, EXTERNAL, 4500), 4500) == (Verdict.NOT_PERMITTED, 0, 0)
+    assert not played.carried
+
+
 def test_the_same_address_again_is_no_event() -> None:
     played = Played()
     played.ask(Key(UDP, A, 4500))
