@@ -95,7 +95,7 @@ class MemoryReader:
         return sorted(self._data.members.values(), key=lambda row: row.name)
 
     async def keys(self) -> list[KeyRow]:
-        return [self._data.keys[name] for name in sorted(self._data.keys)]
+        return sorted(self._data.keys.values(), key=lambda row: order_key(row.key.name))
 
     async def meta(self, name: str) -> str | None:
         return self._data.meta.get(name)

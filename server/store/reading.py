@@ -139,7 +139,7 @@ class SqlReader:
             *(key.name, key.algorithm, key.secret, key.member_id),
             *(key.created_at, key.revoked_at, key.last_used_at, key.kdf),
         )
-        return [
+        rows = [
             KeyRow(
                 Key(row.name, algorithm_from_text(row.algorithm), self._sealer.open(row.name, row.secret)),
                 row.member_id,
@@ -148,8 +148,9 @@ class SqlReader:
                 row.last_used_at,
                 row.kdf,
             )
-            for row in await self._rows(select(*columns).order_by(key.name))
+            for row in await self._rows(select(*columns))
         ]
+        return sorted(rows, key=lambda row: order_key(row.key.name))
 
     async def meta(self, name: str) -> str | None:
         meta = schema.meta.c

@@ -53,14 +53,16 @@ def load_master_key(path: Path, *, create: bool) -> Secret:
         raise StoreError(f"master key file {path} is missing: without it no key in the database can be used") from None
     except OSError as error:
         raise StoreError(f"cannot read master key file {path}: {error.strerror}") from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise StoreError(f"master key file {path} is not a plain file")
         if status.st_mode & 0o077:
             mode = stat.S_IMODE(status.st_mode)
             raise StoreError(f"master key file {path} is open to others (mode {mode:04o}): chmod 600 it")
-        octets = file.read(MASTER_KEY_OCTETS + 1)
+        octets = os.read(descriptor, MASTER_KEY_OCTETS + 1)
+    finally:
+        os.close(descriptor)
     if len(octets) != MASTER_KEY_OCTETS:
         raise StoreError(f"master key file {path} has not {MASTER_KEY_OCTETS} octets")
     return Secret(octets)

@@ -1,0 +1,63 @@
+"""Packed journal entries, and the order of owner keys."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.errors import DecodeError
+from protocol.name import ROOT, canonical_key, fold, is_at_or_below
+from server.store.packing import order_key, pack_rrs, stored_rdata_key, subtree_bounds, unpack_rrs
+from server.zone.model import RR
+
+labels = st.binary(min_size=1, max_size=6) | st.sampled_from([b"\0", b"\1", b"\2", b"a", b"a\0", b"a\1", b"\xff"])
+names = st.lists(labels, max_size=6).map(
+    lambda items: fold(b"".join(bytes((len(item),)) + item for item in items) + ROOT)
+)
+records = st.builds(RR, names, st.integers(0, 65535), st.integers(0, 0xFFFFFFFF), st.binary(max_size=300))
+
+
+@given(st.lists(records, max_size=5))
+def test_records_come_back_as_packed(items: list[RR]) -> None:
+    assert unpack_rrs(pack_rrs(items)) == tuple(items)
+
+
+@given(st.lists(records, min_size=1, max_size=3), st.data())
+def test_a_cut_is_noticed_or_falls_between_records(items: list[RR], data: st.DataObject) -> None:
+    packed = pack_rrs(items)
+    cut = data.draw(st.integers(0, len(packed) - 1))
+    try:
+        kept = unpack_rrs(packed[:cut])
+    except DecodeError:
+        return
+    assert kept == tuple(items[: len(kept)])
+
+
+def test_cut_records_are_errors() -> None:
+    packed = pack_rrs([RR(b"\1a\0", 1, 60, b"\xc0\0\2\1")])
+    for cut in range(1, len(packed)):
+        with pytest.raises(DecodeError):
+            unpack_rrs(packed[:cut])
+
+
+@given(names, names)
+def test_owner_keys_sort_as_canonical_names(one: bytes, two: bytes) -> None:
+    assert (order_key(one) < order_key(two)) == (canonical_key(one) < canonical_key(two))
+    assert (order_key(one) == order_key(two)) == (one == two)
+
+
+@given(names, names)
+def test_a_subtree_lies_between_its_bounds(name: bytes, ancestor: bytes) -> None:
+    for candidate in (name, name[:-1] + ancestor if len(name) + len(ancestor) < 255 else name):
+        low, high = subtree_bounds(ancestor)
+        assert (low <= order_key(candidate) < high) == is_at_or_below(candidate, ancestor)
+
+
+@given(st.binary(max_size=600), st.binary(max_size=600))
+def test_long_rdata_keeps_its_own_key(one: bytes, two: bytes) -> None:
+    assert (stored_rdata_key(one) == stored_rdata_key(two)) == (one == two)
+    assert len(stored_rdata_key(one)) <= 257
+
+
+def test_a_digest_key_is_no_short_rdata() -> None:
+    long = bytes(300)
+    assert stored_rdata_key(stored_rdata_key(long)) != stored_rdata_key(long)
