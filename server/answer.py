@@ -91,7 +91,8 @@ def _follow_dname(zone: Zone, cut: bytes, owner: bytes, key: bytes, now: int, an
     dname = zone.rrset(cut, Type.DNAME, now)
     if dname is None or (zone.rrset(cut, Type.NS, now) is not None and cut != zone.apex):
         return None
-    _append(answer.answers, zone, cut, dname, now)
+    if not any(rr.rtype == Type.DNAME and rr.owner == cut for rr in answer.answers):
+        _append(answer.answers, zone, cut, dname, now)
     prefix = owner[: len(key) - len(cut)]
     target = prefix + dname.rdatas[0]
     if len(target) > 255:

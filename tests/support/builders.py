@@ -3,6 +3,7 @@
 Rdata is written as master-file text and encoded by dnspython, so that our own codecs do not vouch for themselves.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -512,7 +513,9 @@ class Core:
         """Give the writer one turn: lapses that are due, and the queue as one batch."""
         pending = list(self.writer._queue)
         self.writer._queue.clear()
-        if pending or self.writer._is_lapse_due():
+        if self.store.failures:
+            asyncio.run(self.writer.step(pending))  # it pauses after a failure
+        elif pending or self.writer._is_lapse_due():
             finish(self.writer.step(pending))
 
     def ask(self, wire: bytes, peer: Peer = UDP) -> Seen:
