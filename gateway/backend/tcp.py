@@ -37,14 +37,14 @@ def reset(sock: socket.socket) -> None:
 
 
 class Side(asyncio.Protocol):
-    """One of the two connections of a pair. Writes what it hears to `other`."""
+    """One of the two connections of a pair. Writes what it hears to `other`, which may be connected later."""
 
     def __init__(self) -> None:
         self.other: Side | None = None
         self.transport: asyncio.Transport | None = None
         self.closed = asyncio.get_running_loop().create_future()
-        self._hold_reading = False
         self._ended = False
+        self._early: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -54,32 +54,35 @@ class Side(asyncio.Protocol):
             with contextlib.suppress(OSError):
                 # A vanished peer is noticed in the end, though a relay may not end idle connections (RFC 5382 §5).
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if self.other is None or self.other.transport is None:
-            # The inner side may speak first: nothing is read before there is somewhere to write it.
-            self.transport.pause_reading()
-            self._hold_reading = True
 
-    def start(self) -> None:
-        """Begin to read, once both sides are there."""
-        if self._hold_reading and self.transport is not None and not self.transport.is_closing():
-            self._hold_reading = False
-            self.transport.resume_reading()
+    def pass_on_early(self, other: Side) -> None:
+        """Hand the other side, which is connected by now, what was heard before it was."""
+        assert other.transport is not None
+        for data in self._early:
+            other.transport.write(data)
+        self._early.clear()
+        if self._ended:
+            self._pass_on_end(other)
 
     def data_received(self, data: bytes) -> None:
-        if self.other is not None and self.other.transport is not None:
+        if self.other is None or self.other.transport is None:
+            # An inside that speaks first, for the one turn of the loop until the outside has its transport.
+            self._early.append(data)
+        else:
             self.other.transport.write(data)
 
     def eof_received(self) -> bool:
         self._ended = True
-        other = self.other
-        if other is None or other.transport is None:
-            return False
-        if not other.transport.is_closing():
+        if self.other is not None:
+            self._pass_on_end(self.other)
+        return True
+
+    def _pass_on_end(self, other: Side) -> None:
+        if other.transport is not None and not other.transport.is_closing():
             other.transport.write_eof()
         if other._ended:
             self.close()
             other.close()
-        return True
 
     def pause_writing(self) -> None:
         if self.other is not None and self.other.transport is not None and not self.other.transport.is_closing():
@@ -178,11 +181,11 @@ class ConnectionTable:
                 await self.loop.create_connection(lambda: inner, *mapping.inside)
                 await self.loop.connect_accepted_socket(lambda: outer, accepted.socket)
             accepted.adopted = True
-            inner.other, outer.other = outer, inner
             if inner.closed.done() or outer.closed.done():
                 return
-            inner.start()
-            outer.start()
+            inner.other, outer.other = outer, inner
+            inner.pass_on_early(outer)
+            outer.pass_on_early(inner)
             await asyncio.wait((inner.closed, outer.closed))
         except OSError:
             self.counters["tcp refused inside"] += 1

@@ -7,12 +7,13 @@ import contextlib
 import socket
 import sqlite3
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from gateway.app import AddressEvent, Event, Gateway, MappingEvent
 from gateway.config import Endpoint, GatewayConfig
@@ -83,10 +84,18 @@ def udp(host: str, port: int = 0) -> Any:
         yield sock
 
 
-async def hear(sock: socket.socket, seconds: float = WAIT) -> tuple[bytes, tuple[str, int]]:
-    async with asyncio.timeout(seconds):
-        datagram, peer = await asyncio.get_running_loop().sock_recvfrom(sock, 65535)
-        return datagram, peer
+async def hear(sock: socket.socket) -> tuple[bytes, tuple[str, int]]:
+    """Receive one datagram. uvloop has no sock_recvfrom, so this works on readiness alone."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(sock, readable.set)
+    try:
+        async with asyncio.timeout(WAIT):
+            await readable.wait()
+    finally:
+        loop.remove_reader(sock)
+    datagram, peer = sock.recvfrom(65535)
+    return datagram, peer
 
 
 async def ask(gateway: Gateway, request: AddressRequest | MapRequest, host: str = HOST_A) -> Response:
@@ -553,3 +562,23 @@ async def test_stop_leaves_no_task(tmp_path: Path) -> None:
                 await asyncio.sleep(0.05)
         names = {task.get_name() for task in asyncio.all_tasks() - before if not task.done()}
         assert not {name for name in names if name.startswith(("relay", "gateway"))}
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        test_udp_travels_both_ways,
+        test_tcp_travels_both_ways_and_half_closes,
+        test_tcp_where_the_inside_speaks_first_and_ends_first,
+        test_tcp_backpressure_holds_the_sender,
+        test_nobody_listening_inside_is_a_reset_outside,
+        test_deletion_closes_ports_and_resets_both_ends,
+        test_announcements_reach_every_listener_of_the_machine,
+        test_renumbering_takes_traffic_along,
+        test_stop_leaves_no_task,
+    ],
+)
+def test_under_uvloop(scenario: Callable[[Path], Coroutine[Any, Any, None]], tmp_path: Path) -> None:
+    """The two loops differ in when they read, pause and report, so what depends on that runs on both."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scenario(tmp_path))
