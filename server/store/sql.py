@@ -22,7 +22,7 @@ from server.store import migrate, schema
 from server.store.api import JournalRow, KeyRow, MemberRow, StoreError, Transaction, ZoneRow
 from server.store.reading import SqlReader
 from server.store.sealing import Sealer, load_master_key
-from server.store.writing import SqlTransaction, Statements, count_commit
+from server.store.writing import SqlTransaction, Statements, count_commit, run_on_sqlite
 from server.zone.model import Change, StoredRR, ZoneCommit
 
 BUSY_SECONDS: Final = 5  # how long SQLite waits for another process's transaction
@@ -109,8 +109,16 @@ class SqlStore:
             await _to_the_end(self._commit(commits))
 
     async def _commit(self, commits: Sequence[ZoneCommit]) -> None:
-        async with self.transaction() as transaction:
-            await transaction.apply(commits)
+        if self._statements.is_postgresql:
+            async with self.transaction() as transaction:
+                await transaction.apply(commits)
+            return
+        steps = self._statements.steps(commits)
+        async with self._lock:
+            with _plain_errors(self._engine.url):
+                driver = await self._driver()
+                # The one way aiosqlite has to do several things in its thread at one go.
+                await driver._execute(run_on_sqlite, driver._conn, steps)
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         return self._writing(counted=True)
@@ -146,6 +154,10 @@ class SqlStore:
             self._connects += 1
         return self._writer
 
+    async def _driver(self) -> Any:
+        """The writing connection as aiosqlite knows it; the caller holds the lock."""
+        return (await (await self._connection()).get_raw_connection()).driver_connection
+
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[SqlReader]:
         """Reads of one moment, on a connection of their own: they neither wait for the writer nor hold it up."""
@@ -164,9 +176,7 @@ class SqlStore:
                     counted = (await reader.execute(select(meta.value).where(meta.name == "generation"))).scalar_one()
                     return int(counted) - self._own_commits
             async with self._lock:
-                raw = (await (await self._connection()).get_raw_connection()).driver_connection
-                assert raw is not None
-                rows = await raw.execute_fetchall("PRAGMA data_version")
+                rows = await (await self._driver()).execute_fetchall("PRAGMA data_version")
                 return self._connects << 32 | int(rows[0][0])
 
     async def load_zones(self) -> list[ZoneRow]:

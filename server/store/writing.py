@@ -3,8 +3,9 @@
 The statements of the hot path are compiled once per dialect and handed to the driver as text with tuples.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+import sqlite3
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import bindparam, delete, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -19,6 +20,8 @@ from server.store.reading import SqlReader
 from server.store.sealing import Sealer
 from server.zone.model import RowKey, ZoneCommit
 
+Rows = Sequence[tuple[Any, ...]]
+
 _REPLACED: Final = ("owner", "ttl", "rdata", "expires_at")
 
 
@@ -28,12 +31,24 @@ class Statement:
     def __init__(self, statement: Any, dialect: Dialect, names: Sequence[str]) -> None:
         compiled = statement.compile(dialect=dialect, column_keys=list(names))
         assert list(compiled.positiontup) == list(names), (compiled.positiontup, names)
-        self._text = str(compiled)
+        self.text = str(compiled)
 
-    async def run(self, connection: AsyncConnection, rows: Sequence[tuple[Any, ...]]) -> int:
+    async def run(self, connection: AsyncConnection, rows: Rows) -> int:
         """Execute for one row or many; the number of rows it met, for one."""
         parameters: Any = rows[0] if len(rows) == 1 else list(rows)
-        return (await connection.exec_driver_sql(self._text, parameters)).rowcount
+        return (await connection.exec_driver_sql(self.text, parameters)).rowcount
+
+
+class Step(NamedTuple):
+    """One statement of a commit. With `zone_id` it must meet its row, else that zone was superseded."""
+
+    statement: Statement
+    rows: Rows
+    zone_id: int | None = None
+
+    def check(self, met: int) -> None:
+        if self.zone_id is not None and met != 1:
+            raise Superseded(self.zone_id)
 
 
 class Statements:
@@ -86,6 +101,58 @@ class Statements:
         )
         self.meta = meta
 
+    def steps(self, commits: Sequence[ZoneCommit]) -> list[Step]:
+        """What to execute for `commits`: serials first, so that who lost the race has written nothing yet."""
+        steps: list[Step] = []
+        for commit in commits:
+            if commit.serial_from != commit.serial_to or commit.deletes or commit.puts or commit.soa:
+                move = (commit.serial_to, commit.zone_id, commit.serial_from)
+                steps.append(Step(self.move_serial, [move], commit.zone_id))
+            if commit.soa is not None:
+                steps.append(Step(self.set_soa, [(*commit.soa, commit.zone_id)]))
+        deletes = [_key(commit.zone_id, row) for commit in commits for row in commit.deletes]
+        puts = [
+            (*_key(commit.zone_id, row), put.owner, put.ttl, put.rdata, put.expires_at)
+            for commit in commits
+            for row, put in commit.puts
+        ]
+        leases = [(at, *_key(commit.zone_id, row)) for commit in commits for row, at in commit.leases]
+        changes = [
+            (
+                *(commit.zone_id, change.serial_from, change.serial_to, change.at, *change.actor),
+                *(pack_rrs(change.removed), pack_rrs(change.added)),
+            )
+            for commit in commits
+            for change in commit.changes
+        ]
+        written: Sequence[tuple[Statement, Rows]] = (
+            (self.delete, deletes),
+            (self.put, puts),
+            (self.lease, leases),
+            (self.log, changes),
+        )
+        return steps + [Step(statement, rows) for statement, rows in written if rows]
+
+
+def run_on_sqlite(connection: sqlite3.Connection, steps: Sequence[Step]) -> None:
+    """One whole transaction on the driver's connection, called in the driver's thread.
+
+    Statement by statement through the event loop costs a change of threads each, and beside a busy loop every one of
+    them waits for the interpreter lock.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for step in steps:
+            if len(step.rows) == 1:
+                met = connection.execute(step.statement.text, step.rows[0]).rowcount
+            else:
+                met = connection.executemany(step.statement.text, step.rows).rowcount
+            step.check(met)
+        connection.commit()
+    except BaseException:
+        connection.rollback()
+        raise
+
 
 class SqlTransaction(SqlReader):
     """Keeps `api.Transaction`; whoever makes one begins and ends the SQL transaction."""
@@ -95,44 +162,8 @@ class SqlTransaction(SqlReader):
         self._statements = statements
 
     async def apply(self, commits: Sequence[ZoneCommit]) -> None:
-        """Serials first, so that a transaction that lost the race has written nothing yet."""
-        statements, connection = self._statements, self._connection
-        for commit in commits:
-            if commit.serial_from != commit.serial_to or commit.deletes or commit.puts or commit.soa:
-                move = (commit.serial_to, commit.zone_id, commit.serial_from)
-                if await statements.move_serial.run(connection, [move]) != 1:
-                    raise Superseded(commit.zone_id)
-            if commit.soa is not None:
-                await statements.set_soa.run(connection, [(*commit.soa, commit.zone_id)])
-        deletes = [row for commit in commits for row in _keys(commit.zone_id, commit.deletes)]
-        if deletes:
-            await statements.delete.run(connection, deletes)
-        puts = [
-            (*key, put.owner, put.ttl, put.rdata, put.expires_at)
-            for commit in commits
-            for key, (_, put) in zip(_keys(commit.zone_id, (row for row, _ in commit.puts)), commit.puts, strict=True)
-        ]
-        if puts:
-            await statements.put.run(connection, puts)
-        leases = [
-            (at, *key)
-            for commit in commits
-            for key, (_, at) in zip(
-                _keys(commit.zone_id, (row for row, _ in commit.leases)), commit.leases, strict=True
-            )
-        ]
-        if leases:
-            await statements.lease.run(connection, leases)
-        changes = [
-            (
-                *(commit.zone_id, change.serial_from, change.serial_to, change.at, *change.actor),
-                *(pack_rrs(change.removed), pack_rrs(change.added)),
-            )
-            for commit in commits
-            for change in commit.changes
-        ]
-        if changes:
-            await statements.log.run(connection, changes)
+        for step in self._statements.steps(commits):
+            step.check(await step.statement.run(self._connection, step.rows))
 
     async def add_zone(
         self, apex: bytes, *, kind: str, member_id: int | None, serial: int, soa: bytes, soa_ttl: int
@@ -189,8 +220,8 @@ class SqlTransaction(SqlReader):
         return int(made.scalar_one())
 
 
-def _keys(zone_id: int, rows: Iterable[RowKey]) -> list[tuple[int, bytes, int, bytes]]:
-    return [(zone_id, order_key(row.owner_key), row.rtype, stored_rdata_key(row.rdata_key)) for row in rows]
+def _key(zone_id: int, row: RowKey) -> tuple[int, bytes, int, bytes]:
+    return zone_id, order_key(row.owner_key), row.rtype, stored_rdata_key(row.rdata_key)
 
 
 async def count_commit(connection: AsyncConnection) -> None:
