@@ -244,7 +244,8 @@ class Lab:
                 )
             )
             tunnels.extend(
-                TunnelRow(label, row.peer.removesuffix(f".{ZONE}"), row.inner, row.outer or "-", _reach(row)) for row in status.tunnels
+                TunnelRow(label, row.peer.removesuffix(f".{ZONE}"), row.inner, row.outer or "-", _reach(row))
+                for row in status.tunnels
             )
         mappings = [
             MappingRow(
