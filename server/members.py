@@ -11,7 +11,7 @@ import json
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from protocol.constants import MAX_NAME_OCTETS, Type
@@ -48,7 +48,7 @@ Token = Callable[[int], bytes]
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """The service zone (folded apex) and how its server is reached."""
+    """The service zone (its apex, folded once it is stored) and how its server is reached."""
 
     zone: bytes
     server: NameServer
@@ -91,6 +91,7 @@ async def ensure_service_zone(store: Store, service: Service, *, now: int) -> Zo
     `now`, so that a database begun anew is not behind its secondaries. `ValueError` when the database holds another
     zone.
     """
+    service = replace(service, zone=fold(service.zone))
     wanted = service.to_json()
 
     async def work(transaction: Transaction) -> None:

@@ -84,6 +84,11 @@ async def test_a_database_of_another_zone_is_refused(store: Store) -> None:
         await members.ensure_service_zone(store, Service(from_text("other.example."), SERVICE.server), now=NOW)
 
 
+async def test_the_case_of_the_zones_name_does_not_matter(store: Store) -> None:
+    loud = Service(from_text("Members.EXAMPLE."), SERVICE.server)
+    assert await members.ensure_service_zone(store, loud, now=NOW + 9) == await _zone(store, ZONE)
+
+
 async def test_members_need_a_zone() -> None:
     with pytest.raises(ValueError, match="start the server once"):
         await members.add_member(MemoryStore(), "alice", private=False, now=NOW)
