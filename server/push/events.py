@@ -1,4 +1,4 @@
-"""What an event says: from what a client may hold to what the zone has (RFC 8764 §5.3). Pure.
+"""What an event says: from what a client may hold to what the zone has (RFC 8764 §6). Pure.
 
 A client's view is known only between two bounds: `sure` it holds, `maybe` it holds (sure is part of maybe). They
 differ while answers were repeated or a stream broke. Sending removes for `maybe - zone` and adds for `zone - sure` is
@@ -44,7 +44,7 @@ class Plan:
     maybe: Items
 
     def wire(self, message_id: int, llq_id: int) -> bytes:
-        """The message without signature; LEASE is 0 (RFC 8764 §5.3.1: clients ignore it)."""
+        """The message without signature; LEASE is 0 (RFC 8764 §6: clients ignore it)."""
         return b"".join((message_id.to_bytes(2, "big"), self.body, _TAIL.pack(llq_id, 0)))
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 MAX_QUESTIONS: Final = 256  # in one message on a stream; a datagram cannot hold as many
-RETRY_SECONDS: Final = (2.0, 4.0, 8.0)  # waits after the first, second, third transmission (RFC 8764 §5.2.3.1, §5.3)
+RETRY_SECONDS: Final = (2.0, 4.0, 8.0)  # waits after the first, second, third transmission (RFC 8764 §6.3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class LlqLimits:
     quiet_seconds: float = 0.1
     """An event waits for this much quiet at its question, so that changes that belong together travel together."""
     longest_wait_seconds: float = 1.0
-    """But never longer than this from the first change (RFC 8764 §5.3 allows 30)."""
+    """But never longer than this from the first change (RFC 8764 §6 allows 30)."""
     udp_octets: int = 1232
     """Payload of an event datagram, OPT and signature included."""
 

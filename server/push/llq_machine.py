@@ -44,7 +44,7 @@ class Input(Enum):
     RETRY = "2 s, then 4 s without ack"
     ACKED = "ack"
     REFRESHED = "refresh"
-    MOVED = "stream closed, event port known; or refresh on a stream"
+    MOVED = "stream closed with event port known, or client back on a stream"
     REPLACED = "client set up anew"
     CANCELLED = "refresh with lease 0"
     LAPSED = "lease ran out"
@@ -573,7 +573,7 @@ class LlqMachine:
             elif self._ready:
                 _, subscription = self._ready.popleft()
                 if subscription.state is State.DUE:
-                    self._flush(subscription, now, unix)
+                    self._flush_safely(subscription, now, unix)
             else:
                 return
 
@@ -633,6 +633,15 @@ class LlqMachine:
     def _renew(self, topic: Topic) -> None:
         if topic.is_stale:
             topic.renew(topic.own(self._lookup(topic.question)))
+
+    def _flush_safely(self, subscription: Subscription, now: float, unix: int) -> None:
+        """A fault of ours (in `lookup`, say) goes up, but leaves the subscription where the next change moves it on."""
+        try:
+            self._flush(subscription, now, unix)
+        except Exception:
+            if subscription.state is State.DUE:
+                _step(subscription, Input.NOTHING_NEW)
+            raise
 
     def _flush(self, subscription: Subscription, now: float, unix: int) -> None:
         """Send the difference between what the client holds and what the zone says, as far as one message goes."""

@@ -221,7 +221,7 @@ def test_ipv6_addresses_are_counted_by_their_64() -> None:
 # Duplicates, restarts, strangers
 
 
-@pytest.mark.rfc("8764", "5.2.3")
+@pytest.mark.rfc("8764", "5.1")
 def test_a_repeated_set_up_gets_the_same_challenge() -> None:
     host = Host()
     host.now = 103.0
@@ -271,7 +271,7 @@ def test_a_challenge_must_come_back_from_where_it_went_unchanged() -> None:
     assert host.ask((question(NAME.upper()), challenge)).options == [challenge]
 
 
-@pytest.mark.rfc("8764", "5.2.3")
+@pytest.mark.rfc("8764", "5.1")
 def test_a_repeated_challenge_response_gets_current_answers_and_the_lease_left() -> None:
     host = Host()
     host.change(add=[a_record(1)])
@@ -325,7 +325,7 @@ def test_other_ports_are_other_clients() -> None:
 # Refresh and cancel
 
 
-@pytest.mark.rfc("8764", "5.4")
+@pytest.mark.rfc("8764", "7.2")
 def test_refresh_copies_id_grants_a_lease_and_has_no_answers() -> None:
     host = Host()
     host.change(add=[a_record(1)])
@@ -339,7 +339,7 @@ def test_refresh_copies_id_grants_a_lease_and_has_no_answers() -> None:
     assert (len(host.machine), host.machine.counters.lapsed) == (0, 1)
 
 
-@pytest.mark.rfc("8764", "5.4")
+@pytest.mark.rfc("8764", "7.1")
 def test_one_message_renews_cancels_and_misses() -> None:
     host = Host()
     one, two = host.establish(), host.establish(question(rtype=28))
@@ -355,7 +355,7 @@ def test_one_message_renews_cancels_and_misses() -> None:
     assert host.ask((question(rtype=28), refresh(two, 0))).options[0].error == LlqError.NO_SUCH_LLQ
 
 
-@pytest.mark.rfc("8764", "5.4")
+@pytest.mark.rfc("8764", "7.1")
 def test_refresh_needs_the_question_and_the_address_or_the_key() -> None:
     host = Host()
     plain = host.establish()
@@ -381,7 +381,7 @@ def test_refresh_needs_the_question_and_the_address_or_the_key() -> None:
     assert len(host.machine) == 2
 
 
-@pytest.mark.rfc("8764", "5.4")
+@pytest.mark.rfc("8764", "7.1")
 def test_an_expired_llq_is_unknown_even_before_the_timer_ran() -> None:
     host = Host()
     llq_id = host.establish(lease=900)
@@ -391,7 +391,7 @@ def test_an_expired_llq_is_unknown_even_before_the_timer_ran() -> None:
     assert host.machine.counters.lapsed == 1
 
 
-@pytest.mark.rfc("8764", "5.4")
+@pytest.mark.rfc("8764", "7.1")
 def test_a_refresh_of_a_wrong_version_echoes_the_id() -> None:
     option = refresh(5)._replace(version=9)
     assert Host().ask((question(), option)).options == [LlqOption(1, LlqOpcode.REFRESH, LlqError.BAD_VERS, 5, 0)]
@@ -426,7 +426,7 @@ def test_an_event_is_a_response_with_question_records_and_option() -> None:
     assert (event.peer, event.message_id) == (CLIENT, message.id)
 
 
-@pytest.mark.rfc("8764", "6.1")
+@pytest.mark.rfc("8764", "6.2")
 def test_a_removed_record_is_whole_with_ttl_minus_1_and_comes_first() -> None:
     host = Host()
     host.change(add=[a_record(1)])
@@ -487,7 +487,7 @@ def test_the_llq_lives_until_14_seconds_and_an_ack_to_the_last_try_saves_it() ->
     assert (len(host.machine), host.machine.counters.acks) == (1, 1)
 
 
-@pytest.mark.rfc("8764", "6.2")
+@pytest.mark.rfc("8764", "6.3")
 def test_an_ack_counts_only_from_the_right_place_with_both_ids() -> None:
     host = Host()
     host.establish()
@@ -538,7 +538,7 @@ def test_a_refresh_does_not_stop_retransmission() -> None:
     assert host.machine.counters.unreachable == 1
 
 
-@pytest.mark.rfc("8764", "5.3")
+@pytest.mark.rfc("8764", "7")
 def test_no_event_for_an_expired_llq() -> None:
     host = Host()
     host.establish(lease=900)

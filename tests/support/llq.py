@@ -257,7 +257,7 @@ class Client:
             return self.awake(now)
         if self.state == "challenged" and option.llq_id == self.llq_id and message.id == self.pending_id:
             self.state = "established"
-            self.view = {(rr.rtype, rr.rdata(wire)) for rr in message.answers}
+            self.view = {(rr.rtype, rr.raw(wire)) for rr in message.answers}
             self.lease = option.lease
             self.expires, self.wake = now + option.lease, now + option.lease * 0.8
         return []
@@ -276,7 +276,7 @@ class Client:
         if message.id not in self.seen:
             self.seen = [*self.seen[-20:], message.id]
             for rr in message.answers:
-                item = (rr.rtype, rr.rdata(wire))
+                item = (rr.rtype, rr.raw(wire))
                 if rr.ttl == LLQ_EVENT_REMOVE_TTL:
                     self.view.discard(item)
                 else:
