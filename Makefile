@@ -31,7 +31,8 @@ test: check $(PEERS)  ## check, then the whole suite, foreign programs included
 	$(BIN)/python -m pytest
 
 bench: $(STAMP)  ## benchmarks (never part of the tests)
-	$(BIN)/python -m bench
+	sh tools/bench_peers.sh
+	$(BIN)/python -m bench $(ROWS)
 
 fmt: $(STAMP)  ## format and mend what ruff can
 	$(BIN)/ruff format .

@@ -29,8 +29,8 @@ def may_read(principal: Principal | None, zone: Zone, key: bytes, rtype: int) ->
         return
     if key == zone.apex and rtype in (Type.SOA, Type.NS):
         return
-    if is_discovery_name(key, zone.apex):
-        return
+    if is_discovery_name(key, zone.apex) or key in (b"\x04_udp" + zone.apex, b"\x04_tcp" + zone.apex):
+        return  # the two labels above discovery names too: resolvers that minimise names ask for them (RFC 9156)
     raise Refusal(Rcode.REFUSED, f"{to_text(zone.apex)} is private: sign with one of its keys", ede=Ede.PROHIBITED)
 
 

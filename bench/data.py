@@ -1,0 +1,72 @@
+"""The zone and the questions every row shares: 5,000 members' machines, 20,000 records."""
+
+import random
+import struct
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Final
+
+from protocol.constants import Type
+from protocol.name import from_text
+from server.zone.model import StoredRR
+
+ZONE: Final = "members.example."
+KEY_NAME: Final = "bench.members.example."
+KEY_SECRET: Final = bytes(range(32))
+HOSTS: Final = 5000
+
+
+def host_records(number: int) -> list[tuple[str, int, str, bytes]]:
+    """(owner, type, master-file rdata, wire rdata) of one machine."""
+    tunnel = f"AutoTunnel-00-22-69-FF-FE-{number >> 16 & 255:02X}-{number >> 8 & 255:02X}-{number & 255:02X}"
+    target = f"{tunnel}.user{number}.{ZONE}"
+    outer = IPv4Address(0xC6120000 + number % 0x1FFFF)
+    inner = IPv6Address((0xFD << 120) | (number * 0x9E3779B97F4A7C15 & (1 << 64) - 1))
+    text = b"model=homing"
+    return [
+        (target, Type.A, str(outer), outer.packed),
+        (target, Type.AAAA, str(inner), inner.packed),
+        (target, Type.TXT, f'"{text.decode()}"', bytes((len(text),)) + text),
+        (
+            f"_autotunnel._udp.mac.user{number}.{ZONE}",
+            Type.SRV,
+            f"0 0 4500 {target}",
+            struct.pack("!3H", 0, 0, 4500) + from_text(target),
+        ),
+    ]
+
+
+def stored_records(hosts: int) -> Iterator[StoredRR]:
+    for number in range(hosts):
+        for owner, rtype, _, rdata in host_records(number):
+            yield StoredRR(from_text(owner), rtype, 120, rdata, None)
+
+
+def write_master_file(file: Path, hosts: int, address: str) -> None:
+    """The same zone for the peers."""
+    with file.open("w") as out:
+        out.write(f"$ORIGIN {ZONE}\n$TTL 120\n@ SOA ns hostmaster 1 3600 600 1209600 60\n@ NS ns\nns A {address}\n")
+        for number in range(hosts):
+            for owner, rtype, rdata, _ in host_records(number):
+                out.write(f"{owner} {Type(rtype).name} {rdata}\n")
+
+
+def write_repeated_queries(file: Path, hosts: int, count: int = 20_000, seed: int = 1) -> None:
+    """Three of four hit; the file is asked over and over."""
+    rng = random.Random(seed)
+    with file.open("w") as out:
+        for _ in range(count):
+            number = rng.randrange(hosts)
+            owner, rtype, _, _ = rng.choice(host_records(number))
+            if rng.random() < 0.25:
+                owner = f"absent{rng.randrange(hosts)}.user{number}.{ZONE}"
+            out.write(f"{owner} {Type(rtype).name}\n")
+
+
+def write_absent_queries(file: Path, count: int, seed: int = 2) -> None:
+    """Every name new and absent."""
+    rng = random.Random(seed)
+    with file.open("w") as out:
+        for number in range(count):
+            out.write(f"n{number}x{rng.getrandbits(32):08x}.{ZONE} A\n")

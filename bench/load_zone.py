@@ -1,0 +1,43 @@
+"""Fill a homing database with the benchmark zone, through the store the product uses."""
+
+import asyncio
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from bench.data import KEY_NAME, KEY_SECRET, ZONE, stored_records
+from protocol.name import fold, from_text
+from protocol.rdata import canonical
+from protocol.tsig import SHA256, Key
+from server.discovery import NameServer, default_host
+from server.members import Service, ensure_service_zone
+from server.store.api import KeyRow
+from server.store.sql import SqlStore
+from server.zone.model import RowKey, ZoneCommit
+
+_CHUNK: Final = 20_000
+
+
+def fill_database(file: Path, hosts: int, port: int) -> None:
+    """A service zone with `hosts` machines and the benchmark's key (an administrator's)."""
+    asyncio.run(_fill(file, hosts, port))
+
+
+async def _fill(file: Path, hosts: int, port: int) -> None:
+    store = await SqlStore.open(f"sqlite+aiosqlite:///{file}")
+    try:
+        apex = from_text(ZONE)
+        now = int(time.time())
+        service = Service(apex, NameServer(default_host(apex), ("127.0.0.1",), port, None))
+        row = await ensure_service_zone(store, service, now=now)
+        async with store.transaction() as transaction:
+            await transaction.add_key(KeyRow(Key(from_text(KEY_NAME), SHA256, KEY_SECRET), None, now))
+        records = stored_records(hosts)
+        serial = row.serial
+        while chunk := list(islice(records, _CHUNK)):
+            puts = tuple((RowKey(fold(rr.owner), rr.rtype, canonical(rr.rtype, rr.rdata)), rr) for rr in chunk)
+            await store.commit([ZoneCommit(row.id, serial, serial + 1, (), puts, (), ())])
+            serial += 1
+    finally:
+        await store.close()

@@ -1,0 +1,138 @@
+"""The servers compared: each started on loopback with its own files, pinned to one core, ended by its process id."""
+
+import base64
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bench.data import KEY_NAME, KEY_SECRET, ZONE
+from bench.load_zone import fill_database
+
+SERVER_CPU: Final = "0"
+LOAD_CPU: Final = "1"
+ADDRESS: Final = "127.0.0.1"
+_SECRET: Final = base64.b64encode(KEY_SECRET).decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """How to start one server: `prepare` writes its files into a directory and gives the command line."""
+
+    name: str
+    program: str
+    signs: bool
+    prepare: Callable[[Path, Path, int, int], list[str]]
+
+
+def _homing(directory: Path, master_file: Path, hosts: int, port: int) -> list[str]:
+    config = directory / "server.toml"
+    config.write_text(
+        f'[database]\nurl = "sqlite+aiosqlite:///{directory}/homing.db"\n[zone]\nname = "{ZONE}"\n'
+        f'[dns]\nlisten = ["{ADDRESS}:{port}"]\n[log]\nlevel = "warning"\n'
+    )
+    if not (directory / "homing.db").exists():
+        fill_database(directory / "homing.db", hosts, port)
+    return [sys.executable, "-m", "homing", "serve", "--config", str(config)]
+
+
+def _nsd(directory: Path, master_file: Path, hosts: int, port: int) -> list[str]:
+    config = directory / "nsd.conf"
+    config.write_text(
+        f'server:\n  ip-address: {ADDRESS}@{port}\n  server-count: 1\n  username: ""\n  chroot: ""\n'
+        f'  zonesdir: {directory}\n  database: ""\n  pidfile: {directory}/nsd.pid\n  xfrdfile: {directory}/xfrd\n'
+        f'  zonelistfile: {directory}/zone.list\n  cookie-secret-file: ""\n  rrl-ratelimit: 0\n'
+        f"remote-control:\n  control-enable: no\nzone:\n  name: {ZONE}\n  zonefile: {master_file}\n"
+    )
+    return ["nsd", "-d", "-c", str(config)]
+
+
+def _knot(directory: Path, master_file: Path, hosts: int, port: int) -> list[str]:
+    config = directory / "knot.conf"
+    config.write_text(
+        f"server:\n    listen: {ADDRESS}@{port}\n    udp-workers: 1\n    tcp-workers: 1\n    background-workers: 1\n"
+        f"    rundir: {directory}\n"
+        f"key:\n  - id: {KEY_NAME}\n    algorithm: hmac-sha256\n    secret: {_SECRET}\n"
+        f"database:\n    storage: {directory}\n"
+        f"zone:\n  - domain: {ZONE}\n    file: {master_file}\n    zonefile-sync: -1\n    journal-content: none\n"
+    )
+    return ["knotd", "-c", str(config)]
+
+
+def _bind(directory: Path, master_file: Path, hosts: int, port: int) -> list[str]:
+    config = directory / "named.conf"
+    config.write_text(
+        f'options {{ directory "{directory}"; listen-on port {port} {{ {ADDRESS}; }}; listen-on-v6 {{ none; }};\n'
+        f'  pid-file "{directory}/named.pid"; session-keyfile "{directory}/session.key"; recursion no;\n'
+        "  dnssec-validation no; minimal-responses yes; allow-transfer { none; }; };\ncontrols { };\n"
+        f'key "{KEY_NAME}" {{ algorithm hmac-sha256; secret "{_SECRET}"; }};\n'
+        f'zone "{ZONE}" {{ type primary; file "{master_file}"; }};\n'
+    )
+    return ["named", "-f", "-n", "1", "-c", str(config)]
+
+
+PEERS: Final = (
+    Peer("homing", sys.executable, True, _homing),
+    Peer("nsd", "nsd", False, _nsd),
+    Peer("knot", "knotd", True, _knot),
+    Peer("bind", "named", True, _bind),
+)
+
+
+def is_installed(peer: Peer) -> bool:
+    return shutil.which(peer.program, path=f"{os.environ.get('PATH', '')}:/usr/sbin") is not None
+
+
+def free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.bind((ADDRESS, 0))
+        return int(sock.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running(peer: Peer, directory: Path, master_file: Path, hosts: int) -> Iterator[int]:
+    """The port of a started server that answers; ended when left."""
+    directory.mkdir(exist_ok=True)
+    port = free_port()
+    command = peer.prepare(directory, master_file, hosts, port)
+    log = (directory / "log").open("wb")
+    environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin", "PYTHONPATH": str(Path.cwd())}
+    process = subprocess.Popen(
+        ["taskset", "-c", SERVER_CPU, *command], stdout=log, stderr=log, env=environment, stdin=subprocess.DEVNULL
+    )
+    try:
+        _wait_for_answer(port, process, directory / "log")
+        yield port
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        log.close()
+
+
+def _wait_for_answer(port: int, process: subprocess.Popen[bytes], log: Path, seconds: float = 60) -> None:
+    query = bytes.fromhex("00010000000100000000000007") + b"members\x07example\x00\x00\x06\x00\x01"
+    deadline = time.monotonic() + seconds
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(0.2)
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise RuntimeError(f"server ended with {process.returncode}: {log.read_text()[-2000:]}")
+            try:
+                sock.sendto(query, (ADDRESS, port))
+                if sock.recv(4096)[3] & 0xF == 0:
+                    return
+            except OSError:
+                time.sleep(0.1)
+    raise RuntimeError(f"no answer in {seconds} s: {log.read_text()[-2000:]}")
