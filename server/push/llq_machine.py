@@ -52,6 +52,8 @@ class Input(Enum):
     CLOSED = "stream closed, no event port"
     REVOKED = "key revoked"
 
+    __hash__ = object.__hash__
+
 
 _ENDS: Final = (Input.REPLACED, Input.CANCELLED, Input.LAPSED, Input.CLOSED, Input.REVOKED)
 _LIVE: Final = (State.SETTLED, State.DUE, State.UNACKED)
@@ -87,12 +89,15 @@ def diagram() -> str:
 
 
 AT_RISK_SECONDS: Final = 30.0  # events older than this on a stream that still lived are taken as received
-_SLICE: Final = 500  # events made in one call, so that queries get their turn in between
+_SLICE: Final = 200  # events made in one call, so that queries get their turn in between
 _PLANS_KEPT: Final = 64
 _VIEWS_KEPT: Final = 31
 
 Lookup = Callable[[Question], list[RR]]
 Admit = Callable[[Question], LlqError]
+
+
+_Crowd = deque[Subscription]  # those of one question whose window closed, not yet looked at
 
 
 class SendEvent(NamedTuple):
@@ -195,7 +200,7 @@ class LlqMachine:
         self._bucket = _Bucket(limits.setups_per_second, limits.setup_burst)
         self._heap: list[tuple[float, int, Subscription | Topic, Outstanding | None]] = []
         self._ticket = count()
-        self._ready: deque[tuple[float, Subscription]] = deque()
+        self._ready: deque[tuple[float, Subscription | _Crowd]] = deque()
         self._parked: dict[int, list[Subscription]] = {}
         self._effects: list[SendEvent] = []
 
@@ -571,11 +576,23 @@ class LlqMachine:
                 else:
                     self._lease_due(target, now)
             elif self._ready:
-                _, subscription = self._ready.popleft()
+                subscription = self._next_ready()
                 if subscription.state is State.DUE:
                     self._flush_safely(subscription, now, unix)
             else:
                 return
+
+    def _next_ready(self) -> Subscription:
+        """The next in turn; a crowd gives one and goes to the back."""
+        at, who = self._ready.popleft()
+        if isinstance(who, Subscription):
+            return who
+        subscription = who.popleft()
+        if who:
+            self._ready.append((at, who))
+        if subscription.state is State.SETTLED and not subscription.is_current:
+            _step(subscription, Input.CHANGED)
+        return subscription
 
     def _schedule(self, at: float, target: Subscription | Topic, event: Outstanding | None = None) -> None:
         """Entries that came to nothing stay until their time, but never more of them than live ones and some."""
@@ -617,12 +634,9 @@ class LlqMachine:
             self._schedule(end, topic)
             return
         topic.window_opened_at = None
-        if not topic.subscriptions:
-            return
-        self._renew(topic)
-        for subscription in topic.subscriptions:
-            if not subscription.is_current:
-                self._make_due(subscription, now)
+        if topic.subscriptions:
+            self._renew(topic)
+            self._ready.append((now, deque(topic.subscriptions)))
 
     def _make_due(self, subscription: Subscription, now: float) -> None:
         """Only a settled one: what awaits an ack is looked at again when that comes."""

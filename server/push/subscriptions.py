@@ -22,6 +22,8 @@ class State(Enum):
     UNACKED = "unacked"
     GONE = "gone"
 
+    __hash__ = object.__hash__  # by identity: Enum's own is a Python call, and every step looks states up
+
 
 @dataclass(slots=True, eq=False)
 class Topic:
