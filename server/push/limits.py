@@ -1,5 +1,6 @@
 """Bounds and counts of Long-Lived Queries."""
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -53,3 +54,26 @@ class Counters:
     unreachable: int = 0
     closed: int = 0
     revoked: int = 0
+
+
+class TokenBucket:
+    """Tokens for set-ups: `burst` at once, `per_second` (above 0) from then on."""
+
+    def __init__(self, per_second: float, burst: int) -> None:
+        self._per_second = per_second
+        self._burst = float(burst)
+        self._tokens = float(burst)
+        self._at: float | None = None
+
+    def _fill(self, now: float) -> None:
+        if self._at is not None:
+            self._tokens = min(self._burst, self._tokens + max(0.0, now - self._at) * self._per_second)
+        self._at = now
+
+    def wait(self, now: float) -> int:
+        """Whole seconds until a token is there, 0 when one is."""
+        self._fill(now)
+        return 0 if self._tokens >= 1 else math.ceil((1 - self._tokens) / self._per_second)
+
+    def take(self) -> None:
+        self._tokens -= 1

@@ -25,7 +25,7 @@ from protocol.name import fold
 from server.peer import Peer
 from server.push.challenge import Challenger, issue_step
 from server.push.events import Item, event_room, make_plan
-from server.push.limits import MAX_QUESTIONS, RETRY_SECONDS, Counters, LlqLimits
+from server.push.limits import MAX_QUESTIONS, RETRY_SECONDS, Counters, LlqLimits, TokenBucket
 from server.push.subscriptions import Outstanding, Register, State, Subscription, Topic, View, network_of
 from server.zone.model import RR, Change
 
@@ -149,29 +149,6 @@ class _Request:
         return self.peer.transport == "udp"
 
 
-class _Bucket:
-    """Tokens for set-ups."""
-
-    def __init__(self, per_second: float, burst: int) -> None:
-        self._per_second = per_second
-        self._burst = float(burst)
-        self._tokens = float(burst)
-        self._at: float | None = None
-
-    def _fill(self, now: float) -> None:
-        if self._at is not None:
-            self._tokens = min(self._burst, self._tokens + max(0.0, now - self._at) * self._per_second)
-        self._at = now
-
-    def wait(self, now: float) -> int:
-        """Whole seconds until a token is there, 0 when one is."""
-        self._fill(now)
-        return 0 if self._tokens >= 1 else math.ceil((1 - self._tokens) / self._per_second)
-
-    def take(self) -> None:
-        self._tokens -= 1
-
-
 class LlqMachine:
     """All subscriptions of a server.
 
@@ -197,7 +174,7 @@ class LlqMachine:
         self._entropy = entropy
         self._event_listener = event_listener
         self._register = Register()
-        self._bucket = _Bucket(limits.setups_per_second, limits.setup_burst)
+        self._bucket = TokenBucket(limits.setups_per_second, limits.setup_burst)
         self._heap: list[tuple[float, int, Subscription | Topic, Outstanding | None]] = []
         self._ticket = count()
         self._ready: deque[tuple[float, Subscription | _Crowd]] = deque()
