@@ -19,14 +19,13 @@ from homing.logs import configure_logging
 from homing.options import Config
 from homing.running import OperationError
 from protocol.constants import type_text
-from protocol.name import fold, from_text, to_text
+from protocol.name import canonical_key, fold, from_text, to_text
 from protocol.tsig import MD5, Algorithm, Key, algorithm_from_text
 from server import members
 from server.config import ServerSettings, split_host_port
 from server.discovery import NameServer, default_host
 from server.members import Service
 from server.store.api import KeyRow, MemberRow, Store, StoreError
-from server.store.sql import SqlStore
 from server.zone.model import StoredRR
 
 Row = Sequence[str]
@@ -233,7 +232,7 @@ def list_keys(
 
     keys, owners = _with_store(_settings(config), work)
     if as_json:
-        return _print_json([_key_row_json(row, owners) for row in keys])
+        return _print_json([_key_row_json(row, owners) for row in sorted(keys, key=_key_order)])
     return _print_keys(keys, owners)
 
 
@@ -281,6 +280,7 @@ def _settings(config: Any) -> ServerSettings:
 
 def _with_store(settings: ServerSettings, work: Callable[[Store], Awaitable[Result]]) -> Result:
     """Do `work` on the database; `OperationError` in one line when it cannot be done."""
+    from server.store.sql import SqlStore  # SQLAlchemy takes long to load: not for `--help`
 
     async def run() -> Result:
         store = await SqlStore.open(settings.database.url, settings.database.master_key_file)
@@ -412,7 +412,7 @@ def _print_keys(keys: Iterable[KeyRow], owners: dict[int, MemberRow]) -> None:
             _last_used([row]),
             _time(row.created_at),
         )
-        for row in keys
+        for row in sorted(keys, key=_key_order)
     ]
     _print_table(("KEY", "MEMBER", "ALGORITHM", "STATE", "LAST USED", "CREATED"), rows)
 
@@ -447,6 +447,11 @@ def _record_json(record: StoredRR) -> dict[str, Any]:
         "data": _rdata_text(record),
         "expires_at": None if record.expires_at is None else _time(record.expires_at),
     }
+
+
+def _key_order(row: KeyRow) -> tuple[bytes, ...]:
+    """A member's keys together."""
+    return canonical_key(row.key.name)
 
 
 def _valid(keys: Iterable[KeyRow]) -> list[KeyRow]:

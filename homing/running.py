@@ -115,6 +115,7 @@ async def _run(make: Callable[[], AnyProgram], listening: Callable[[AnyProgram],
     try:
         sys.stdout.write("".join(("ready\n", *(f"listening {text}\n" for text in listening(program)))))
         sys.stdout.flush()
+        log.info("ready")
         asked_for = await program.wait()
     finally:
         await program.stop()
