@@ -458,7 +458,7 @@ class MappingTable:
         if not row.created:
             row.created = True
             self._effects.append(Changed(Change.CREATED, row.mapping))
-        elif row.waiting:
+        elif row.waiting and row.mapping.expires_at is not None:
             self._effects.append(Changed(Change.RENEWED, row.mapping))
         for waiting in row.waiting:
             self._answer(waiting.ticket, Verdict.DONE, row.mapping.external_port, waiting.lifetime)

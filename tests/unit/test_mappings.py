@@ -333,6 +333,15 @@ def test_repetitions_during_an_installation_share_it() -> None:
     assert [played.answers[ticket].external_port for ticket in sorted(played.answers, key=str)] == [4500] * 4
 
 
+def test_asking_for_a_static_mapping_while_it_moves_is_no_renewal() -> None:
+    played = Played()
+    played.table.add_static(Key(TCP, A, 80), 8080)
+    played.settle()
+    played.table.set_external_address("203.0.113.99", now=played.now)
+    assert played.ask(Key(TCP, A, 80)) == (Verdict.DONE, 8080, 3600)
+    assert played.changes == []
+
+
 def test_a_deletion_during_an_installation_wins() -> None:
     played = Played()
     key = Key(UDP, A, 4500)
