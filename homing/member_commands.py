@@ -125,7 +125,7 @@ def list_members(config: Config, as_json: Json = False) -> None:
     if as_json:
         return _print_json([_member_json(row, keys) for row, keys in found])
     rows = [
-        (row.name, to_text(row.domain), _kind(row), str(len(_valid(keys))), _last_used(keys), _time(row.created_at))
+        (row.name, to_text(row.domain), _kind(row), str(len(_valid(keys))), _last_used(keys), _minute(row.created_at))
         for row, keys in found
     ]
     return _print_table(("MEMBER", "DOMAIN", "KIND", "KEYS", "LAST USED", "CREATED"), rows)
@@ -144,7 +144,9 @@ def show_member(name: MemberName, config: Config, as_json: Json = False) -> None
     if as_json:
         records = [_record_json(record) for record in detail.records]
         return _print_json({**_member_json(detail.row, detail.keys), "records": records})
-    typer.echo(f"{detail.row.name}: {to_text(detail.row.domain)} ({_kind(detail.row)}), {_time(detail.row.created_at)}")
+    typer.echo(
+        f"{detail.row.name}: {to_text(detail.row.domain)} ({_kind(detail.row)}), {_minute(detail.row.created_at)}"
+    )
     typer.echo()
     _print_keys(detail.keys, {detail.row.id: detail.row})
     typer.echo()
@@ -392,7 +394,9 @@ def _print_table(header: Row, rows: Sequence[Row]) -> None:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(*header, box=None, header_style="bold", pad_edge=False)
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for title in header:
+            table.add_column(title, overflow="fold")  # a name that is cut off is of no use
         for row in rows:
             table.add_row(*(cell.replace("[", r"\[") for cell in row))
         Console().print(table)
@@ -408,13 +412,12 @@ def _print_keys(keys: Iterable[KeyRow], owners: dict[int, MemberRow]) -> None:
             to_text(row.key.name),
             _owner(row, owners) or "(administrator)",
             row.key.algorithm.text,
-            "valid" if row.revoked_at is None else f"revoked {_time(row.revoked_at)}",
+            "valid" if row.revoked_at is None else "revoked",
             _last_used([row]),
-            _time(row.created_at),
         )
         for row in sorted(keys, key=_key_order)
     ]
-    _print_table(("KEY", "MEMBER", "ALGORITHM", "STATE", "LAST USED", "CREATED"), rows)
+    _print_table(("KEY", "MEMBER", "ALGORITHM", "STATE", "LAST USED"), rows)
 
 
 def _member_json(row: MemberRow, keys: Iterable[KeyRow]) -> dict[str, Any]:
@@ -469,11 +472,16 @@ def _owner(row: KeyRow, owners: dict[int, MemberRow]) -> str | None:
 
 def _last_used(keys: Iterable[KeyRow]) -> str:
     used = [row.last_used_at for row in keys if row.last_used_at is not None]
-    return _time(max(used)) if used else "never"
+    return _minute(max(used)) if used else "never"
 
 
 def _time(unix: int) -> str:
     return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _minute(unix: int) -> str:
+    """For people, in UTC."""
+    return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%dT%H:%MZ")
 
 
 def _lease(record: StoredRR, now: int) -> str:
