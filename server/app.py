@@ -92,7 +92,6 @@ class Server:
             entropy=self.entropy,
             metrics=self.metrics,
             send=self._send,
-            keep_open=self._keep_open,
             event_listener=self._event_listener,
         )
         self.writer = Writer(
@@ -115,7 +114,7 @@ class Server:
         )
         dns = settings.dns
         limits = StreamLimits(dns.tcp_idle_seconds, dns.tcp_connections, dns.tcp_connections_per_address)
-        self.streams = StreamServer(dispatcher.handle, limits, self.metrics, self.push.stream_closed)
+        self.streams = StreamServer(dispatcher.handle, limits, self.metrics, self.push)
         await self._load()
         await self._listen(dispatcher, tls)
         await self._publish_service()
@@ -325,11 +324,6 @@ class Server:
         connection = self.streams.connections.get(peer.via)
         port = connection.local_port if connection else None
         return next((number for number, listener in self._udp.items() if listener.port == port), 0)
-
-    def _keep_open(self, via: int, wanted: bool) -> None:
-        connection = self.streams.connections.get(via)
-        if connection is not None:
-            connection.keep_open() if wanted else connection.let_idle()
 
     def describe(self) -> str:
         """One line for the log when ready."""

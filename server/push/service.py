@@ -27,7 +27,7 @@ _SECRET_BITS: Final = 256
 
 
 class PushService:
-    """Joins machine, driver and zones. `send` puts an event on its way; `keep_open` says whether a stream may idle."""
+    """Joins machine, driver and zones. `send` puts an event on its way."""
 
     def __init__(
         self,
@@ -39,14 +39,11 @@ class PushService:
         entropy: Entropy,
         metrics: Metrics,
         send: Callable[[Peer, bytes], None],
-        keep_open: Callable[[int, bool], None],
         event_listener: Callable[[Peer], int | None],
     ) -> None:
         self._zones = zones
         self._keyring = keyring
         self._clock = clock
-        self._metrics = metrics
-        self._keep_open = keep_open
         self._machine = LlqMachine(
             LlqLimits(
                 minimum_lease_seconds=settings.minimum_lease_seconds,
@@ -61,7 +58,8 @@ class PushService:
             entropy=lambda: entropy.bits(64),
             event_listener=event_listener,
         )
-        self._driver = PushDriver(self._machine, send, clock, self._key)
+        self._driver = PushDriver(self._machine, send, clock, self._key, metrics.faults.labels("push").inc)
+        metrics.subscriptions.set_function(lambda: len(self._machine))
 
     def query(self, request: Authenticated, reply: Reply, lookup_zone: LookupZone) -> bytes:
         """Answer a message with LLQ options; `Refusal` when policy lets none of its questions in."""
@@ -98,30 +96,40 @@ class PushService:
                 break
             written += 1
         self._machine.answered(found, written, now=now)
-        if peer.transport != "udp":
-            self._keep_open(peer.via, self._machine.has_stream(peer.via))
-        self._after()
+        self._driver.wake()
         return reply.finish(builder, Rcode.NOERROR, options)
 
     def acknowledge(self, message: Message, peer: Peer) -> bool:
         """Whether a response acknowledged an event of ours."""
         matched = self._machine.ack(message, peer, now=self._clock.monotonic())
-        self._after()
+        self._driver.wake()
         return matched
 
     def publish(self, change: Change) -> None:
         """Take a committed change that queries already see."""
         self._machine.publish(change, now=self._clock.monotonic())
-        self._after()
+        self._driver.wake()
 
     def stream_closed(self, via: int) -> None:
         self._machine.stream_closed(via, now=self._clock.monotonic())
-        self._after()
+        self._driver.wake()
+
+    def stream_paused(self, via: int) -> None:
+        """A stream's peer does not keep up with reading: its events wait and merge."""
+        self._machine.stream_paused(via)
+
+    def stream_resumed(self, via: int) -> None:
+        self._machine.stream_resumed(via, now=self._clock.monotonic())
+        self._driver.wake()
+
+    def is_watching(self, via: int) -> bool:
+        """Whether a subscription lives on this stream, so that it may be idle."""
+        return self._machine.has_stream(via)
 
     def revoke_key(self, name: bytes) -> None:
         """End every subscription signed with a key that holds no more."""
         self._machine.revoke_key(name)
-        self._after()
+        self._driver.wake()
 
     def close(self) -> None:
         self._driver.close()
@@ -129,10 +137,6 @@ class PushService:
     @property
     def subscriptions(self) -> int:
         return len(self._machine)
-
-    def _after(self) -> None:
-        self._metrics.subscriptions.set(len(self._machine))
-        self._driver.wake()
 
     def _key(self, name: bytes) -> Key | None:
         principal = self._keyring.find(name)

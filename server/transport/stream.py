@@ -7,10 +7,9 @@ may be, in total and per address, is limited. One message and its length go out 
 import asyncio
 import ssl
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 from server.metrics import Metrics
 from server.peer import Peer
@@ -31,14 +30,23 @@ class StreamLimits:
     per_address: int
 
 
+class Watchers(Protocol):
+    """Who lives on streams beyond one request: the subscriptions."""
+
+    def stream_closed(self, via: int) -> None: ...
+    def stream_paused(self, via: int) -> None: ...
+    def stream_resumed(self, via: int) -> None: ...
+    def is_watching(self, via: int) -> bool: ...
+
+
 class StreamServer:
     """Every stream connection of the server, whichever listener it came in by."""
 
-    def __init__(self, handle: Handle, limits: StreamLimits, metrics: Metrics, on_close: Callable[[int], None]) -> None:
+    def __init__(self, handle: Handle, limits: StreamLimits, metrics: Metrics, watchers: Watchers) -> None:
         self.handle = handle
         self.limits = limits
         self.metrics = metrics
-        self.on_close = on_close
+        self.watchers = watchers
         self.numbers = count(1)
         self.connections: dict[int, StreamConnection] = {}
         self.per_address: Counter[str] = Counter()
@@ -93,7 +101,6 @@ class StreamConnection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self._peer: Peer | None = None
-        self._has_subscription = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -130,7 +137,7 @@ class StreamConnection(asyncio.Protocol):
         if not server.per_address[self._peer.address]:
             del server.per_address[self._peer.address]
         server.metrics.streams.labels(self._name).dec()
-        server.on_close(self._peer.via)
+        server.watchers.stream_closed(self._peer.via)
 
     def data_received(self, data: bytes) -> None:
         if self._peer is None:
@@ -200,26 +207,24 @@ class StreamConnection(asyncio.Protocol):
         sockname = self._transport.get_extra_info("sockname") if self._transport else None
         return int(sockname[1]) if sockname else None
 
-    def keep_open(self) -> None:
-        """A subscription lives here: idleness no longer closes the connection, its lease does."""
-        self._has_subscription = True
-        self._rearm()
+    def pause_writing(self) -> None:
+        if self._peer is not None:
+            self._server.watchers.stream_paused(self._peer.via)
 
-    def let_idle(self) -> None:
-        self._has_subscription = False
-        self._rearm()
+    def resume_writing(self) -> None:
+        if self._peer is not None:
+            self._server.watchers.stream_resumed(self._peer.via)
 
     def _rearm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        if not self._has_subscription:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._server.limits.idle_seconds, self._idle)
+        self._timer = asyncio.get_running_loop().call_later(self._server.limits.idle_seconds, self._idle)
 
     def _idle(self) -> None:
+        """No whole message for the idle time. One with a subscription may rest, its lease ends that."""
+        assert self._peer is not None
         self._timer = None
-        if self._pending:
+        if self._pending or self._server.watchers.is_watching(self._peer.via):
             self._rearm()
         elif self._transport is not None:
             self._transport.abort()
