@@ -160,6 +160,7 @@ class LlqClient:
         self._effects: list[Effect] = []
         self._is_open = False
         self._is_stream = False
+        self._no_service = ""
 
     # What the driver and its user ask for
 
@@ -173,6 +174,8 @@ class LlqClient:
         subscription = self._subscriptions[key] = _Subscription(question)
         if self._is_open:
             self._set_up(subscription, now)
+        elif self._no_service:
+            self._poll(subscription, now, self._no_service, retry_setup=False)
         return True
 
     def unsubscribe(self, question: Question, *, now: Now) -> None:
@@ -185,6 +188,7 @@ class LlqClient:
         """The socket or stream is there: set everything up on it. A stream needs no challenge."""
         self._is_open = True
         self._is_stream = is_stream
+        self._no_service = ""
         for subscription in self._subscriptions.values():
             self._set_up(subscription, now)
 
@@ -199,6 +203,7 @@ class LlqClient:
     def no_service(self, *, now: Now, reason: str) -> None:
         """There is no LLQ server for now: poll. The driver looks for one again and says `channel_opened`."""
         self._is_open = False
+        self._no_service = reason
         for subscription in self._subscriptions.values():
             if subscription.state is not State.POLLING or subscription.poll_at is None:
                 self._poll(subscription, now, reason, retry_setup=False)

@@ -367,6 +367,9 @@ def test_no_service_announced_is_polled():
     wire.client.no_service(now=wire.now, reason="none announced")
     wire.run_until(1000)
     assert (wire.state, wire.polls, wire.server.requests) == (State.POLLING, [0, 900], [])
+    wire.client.subscribe(Question(OWNER, Type.TXT, Class.IN), now=wire.now)
+    wire.run_until(1001)
+    assert wire.polls == [0, 900, 1000], "a later one is polled at once"
 
 
 @pytest.mark.rfc("8764", "3.2.2")
