@@ -144,20 +144,8 @@ def serve(config: Config, log_level: Level = None) -> None:
 
 
 def _server_listeners(server: "Server") -> Iterator[str]:
-    from server.config import split_host_port
-
-    dns = server.settings.dns
-    for number, text in enumerate(dns.listen):
-        address, port = split_host_port(text)
-        port = server.port if number == 0 else port
-        yield f"udp {_host_port(address, port)}"
-        yield f"tcp {_host_port(address, port)}"
-    for number, text in enumerate(dns.listen_tls):
-        address, port = split_host_port(text)
-        yield f"tls {_host_port(address, server.tls_port or port if number == 0 else port)}"
-    if server.settings.metrics.listen and server.metrics_port:
-        address, _ = split_host_port(server.settings.metrics.listen)
-        yield f"metrics {_host_port(address, server.metrics_port)}"
+    for kind, address, port in server.listening():
+        yield f"{kind} {_host_port(address, port)}"
 
 
 def _host_port(address: str, port: int) -> str:

@@ -11,19 +11,18 @@ import tty
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.live import Live
 
-from client_stub.agent import AgentError
-from gateway.errors import StartError as GatewayStartError
-from homing.lab import Lab
 from homing.lab_view import EventLog, draw
 from homing.logs import configure_logging
 from homing.running import OperationError, loop_factory
-from server.app import StartError as ServerStartError
+
+if TYPE_CHECKING:
+    from homing.lab import Lab
 
 _REDRAW_SECONDS = 0.25
 
@@ -43,6 +42,10 @@ def lab(
 
     Example: homing lab --json --state ./lab
     """
+    from client_stub.agent import AgentError
+    from gateway.errors import StartError as GatewayStartError
+    from server.app import StartError as ServerStartError
+
     interactive = not as_json and sys.stdout.isatty() and sys.stdin.isatty()
     configure_logging("error" if interactive else "info")
     with contextlib.ExitStack() as stack:
@@ -55,6 +58,8 @@ def lab(
 
 
 async def _run(directory: Path, *, as_json: bool, with_clients: bool, interactive: bool) -> None:
+    from homing.lab import Lab  # imports every part; no other command should wait for that
+
     log = EventLog()
 
     def say(who: str, text: str) -> None:
@@ -84,11 +89,11 @@ async def _run(directory: Path, *, as_json: bool, with_clients: bool, interactiv
         await lab.stop()
 
 
-def _without_secrets(lab: Lab) -> dict[str, object]:
+def _without_secrets(lab: "Lab") -> dict[str, object]:
     return {name: value for name, value in lab.description().items() if name != "keys"}
 
 
-async def _show(lab: Lab, log: EventLog, stop: asyncio.Event) -> None:
+async def _show(lab: "Lab", log: EventLog, stop: asyncio.Event) -> None:
     """Redraw four times a second; act on keys. Actions run one at a time."""
     keys: asyncio.Queue[str] = asyncio.Queue(maxsize=16)
     console = Console()

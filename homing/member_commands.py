@@ -23,8 +23,7 @@ from protocol.name import canonical_key, fold, from_text, to_text
 from protocol.tsig import MD5, Algorithm, Key, algorithm_from_text
 from server import members
 from server.config import ServerSettings, split_host_port
-from server.discovery import NameServer, default_host
-from server.members import Service
+from server.service_settings import service_of
 from server.store.api import KeyRow, MemberRow, Store, StoreError
 from server.zone.model import StoredRR
 
@@ -302,22 +301,18 @@ async def _ensure_zone(store: Store, settings: ServerSettings) -> None:
 
     What the server finds out when it starts, such as the number of a free port, it puts right then.
     """
-    zone = settings.zone
-    apex = fold(from_text(zone.name))
+    ports, tls_ports = (
+        [port for _, port in map(split_host_port, listen) if port]
+        for listen in (settings.dns.listen, settings.dns.listen_tls)
+    )
+    service = service_of(settings, next(iter(ports), _DNS_PORT), next(iter(tls_ports), None))
     try:
         present = (await members.read_service(store)).zone
     except ValueError:
-        listen = [split_host_port(text) for text in settings.dns.listen]
-        secure = [split_host_port(text) for text in settings.dns.listen_tls]
-        addresses = zone.addresses or [address for address, _ in listen if address not in ("0.0.0.0", "::")]
-        host = from_text(zone.name_server) if zone.name_server else default_host(apex)
-        port = zone.advertise_port or next((port for _, port in listen if port), _DNS_PORT)
-        tls_port = zone.advertise_tls_port or next((port for _, port in secure if port), None)
-        server = NameServer(host, tuple(addresses), port, tls_port)
-        await members.ensure_service_zone(store, Service(apex, server), now=_now())
+        await members.ensure_service_zone(store, service, now=_now())
     else:
-        if present != apex:
-            raise ValueError(f"this database serves zone {to_text(present)}, not {zone.name}")
+        if present != service.zone:
+            raise ValueError(f"this database serves zone {to_text(present)}, not {settings.zone.name}")
 
 
 async def _full_key_name(store: Store, text: str) -> bytes:

@@ -1,6 +1,7 @@
 """The server put together: store, zones, keys, writer, push, listeners. Starts in order and stops in the reverse."""
 
 import asyncio
+import os
 import ssl
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -8,15 +9,14 @@ from typing import Any, Final
 
 import structlog
 
-from protocol.name import from_text, to_text
 from server.config import ServerSettings, split_host_port
-from server.discovery import NameServer, default_host
 from server.dispatch import Dispatcher
 from server.keyring import Keyring, Principal
-from server.members import Service, ensure_service_zone
+from server.members import ensure_service_zone
 from server.metrics import Metrics, serve_metrics
 from server.peer import Peer
 from server.push.service import PushService
+from server.service_settings import service_of
 from server.store.api import Store, StoreError
 from server.store.sql import SqlStore
 from server.system import Clock, Entropy, SystemClock, SystemEntropy
@@ -62,7 +62,7 @@ class Server:
         self._stopping = asyncio.Event()
         self.failed = False
         self.tls_port: int | None = None
-        self.metrics_port: int | None = None
+        self._listening: list[tuple[str, str, int]] = []
         self.store: Store
         self.writer: Writer
         self.push: PushService
@@ -123,7 +123,7 @@ class Server:
         await self.writer.lapse_due()
         if settings.metrics.listen:
             address, port = split_host_port(settings.metrics.listen)
-            self.metrics_port = await self._metrics_listener(address, port)
+            await self._metrics_listener(address, port)
         self._spawn("writer", self.writer.run())
         self._spawn("follow", self._follow(generation))
         self._spawn("key use", self._write_key_use())
@@ -205,14 +205,16 @@ class Server:
                 self._udp[number] = listener
                 await self.streams.listen(address, listener.port)
             except OSError as error:
-                raise StartError(f"cannot listen on {text}: {error.strerror or error}") from None
+                raise StartError(f"cannot listen on {text}: {_plain(error)}") from None
+            self._listening += [("udp", address, listener.port), ("tcp", address, listener.port)]
         for text in self.settings.dns.listen_tls:
             address, port = split_host_port(text)
             try:
                 bound = await self.streams.listen(address, port, tls)
             except OSError as error:
-                raise StartError(f"cannot listen on {text} (tls): {error.strerror or error}") from None
+                raise StartError(f"cannot listen on {text} (tls): {_plain(error)}") from None
             self.tls_port = self.tls_port or bound
+            self._listening.append(("tls", address, bound))
             try:
                 # Apple's clients acknowledge events of a TLS stream by UDP to the TLS port's number
                 self._udp[len(self._udp)] = await UdpListener.open(len(self._udp), address, bound, dispatcher.handle)
@@ -224,23 +226,13 @@ class Server:
         """The first listener's port."""
         return self._udp[0].port
 
+    def listening(self) -> list[tuple[str, str, int]]:
+        """(kind, address, port) of every listener, with the ports that were taken for port 0."""
+        return list(self._listening)
+
     async def _publish_service(self) -> None:
         """The service zone, its name server and every discovery name, as the listeners now are."""
-        zone = self.settings.zone
-        apex = from_text(zone.name)
-        host = from_text(zone.name_server) if zone.name_server else default_host(apex)
-        addresses = zone.addresses or [
-            address for address, _ in map(split_host_port, self.settings.dns.listen) if address not in ("0.0.0.0", "::")
-        ]
-        service = Service(
-            apex,
-            NameServer(
-                host,
-                tuple(addresses),
-                zone.advertise_port or self.port,
-                zone.advertise_tls_port or self.tls_port,
-            ),
-        )
+        service = service_of(self.settings, self.port, self.tls_port)
         try:
             await ensure_service_zone(self.store, service, now=int(self.clock.lease()))
         except (StoreError, ValueError) as error:
@@ -299,13 +291,13 @@ class Server:
             return False
         return True
 
-    async def _metrics_listener(self, address: str, port: int) -> int:
+    async def _metrics_listener(self, address: str, port: int) -> None:
         try:
             server = await serve_metrics(self.metrics, address, port)
         except OSError as error:
-            raise StartError(f"cannot listen on {address}:{port} (metrics): {error.strerror or error}") from None
+            raise StartError(f"cannot listen on {address}:{port} (metrics): {_plain(error)}") from None
         self.streams.adopt(server)
-        return int(server.sockets[0].getsockname()[1])
+        self._listening.append(("metrics", address, int(server.sockets[0].getsockname()[1])))
 
     def _changed(self, change: Change) -> None:
         self.push.publish(change)
@@ -325,7 +317,7 @@ class Server:
         port = connection.local_port if connection else None
         return next((number for number, listener in self._udp.items() if listener.port == port), 0)
 
-    def describe(self) -> str:
-        """One line for the log when ready."""
-        zones = ", ".join(to_text(zone.apex) for zone in list(self.zones)[:3])
-        return f"{len(self.zones)} zones ({zones}{', ...' if len(self.zones) > 3 else ''})"
+
+def _plain(error: OSError) -> str:
+    """Why in the system's own words; event loops word it each in their own way."""
+    return os.strerror(error.errno) if error.errno else str(error)
