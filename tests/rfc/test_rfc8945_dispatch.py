@@ -1,0 +1,349 @@
+"""TSIG at the door (RFC 8945 §5.2): which fault is found first, which reply is signed, what a verified key may expect.
+
+dnspython signs and validates here as a second opinion.
+"""
+
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import dns.message
+import dns.name
+import dns.tsig
+import pytest
+from dns.rdtypes.ANY.TSIG import TSIG
+
+from protocol.constants import QR, TC, Class, Opcode, Rcode, TsigError, Type
+from protocol.edns import Opt, UpdateLease
+from protocol.message import decode, encode_record
+from protocol.name import fold
+from protocol.tsig import ALGORITHMS, MD5, Key, Tsig, decode_tsig, sign, verify
+from server.keyring import Principal
+from tests.support.builders import (
+    ADMIN,
+    ALICE,
+    MEMBERS,
+    T0,
+    TCP,
+    ZONE,
+    Core,
+    Seen,
+    add,
+    content,
+    key,
+    name,
+    query_message,
+    seen,
+    signed,
+    update_message,
+    zone_of_text,
+)
+
+MAC = "mac.alice.members.example."
+NEW = add("new.alice.members.example.", 60, "A", "192.0.2.9")
+EDNS = Opt(1232)
+
+
+@pytest.fixture
+def core() -> Core:
+    return Core()
+
+
+def tsig_of(reply: Seen) -> Tsig | None:
+    record = reply.message.tsig
+    return None if record is None else decode_tsig(record, reply.wire)
+
+
+def is_good(reply: Seen, by: Key, request_mac: bytes, now: int = T0) -> bool:
+    tsig = tsig_of(reply)
+    assert tsig is not None
+    return verify(reply.message, tsig, by, now=now, request_mac=request_mac).error == TsigError.NOERROR
+
+
+def with_tsig(wire: bytes, by: Key, **fields: Any) -> bytes:
+    """Append a TSIG record with the given fields in the place of good ones."""
+    wire_signed, mac = sign(wire, by, now=T0)
+    tsig = Tsig(by.name, by.algorithm.name, T0, 300, mac, int.from_bytes(wire[:2], "big"), 0, b"")
+    tsig = replace(tsig, **fields)
+    rdata = b"".join(
+        (
+            tsig.algorithm,
+            struct.pack("!HIHH", 0, tsig.time_signed, tsig.fudge, len(tsig.mac)),
+            tsig.mac,
+            struct.pack("!3H", tsig.original_id, tsig.error, len(tsig.other)),
+            tsig.other,
+        )
+    )
+    count = struct.pack("!H", int.from_bytes(wire[10:12], "big") + 1)
+    assert wire_signed[10:12] == count
+    return wire[:10] + count + wire[12:] + encode_record(tsig.key_name, Type.TSIG, Class.ANY, 0, rdata)
+
+
+# Signed requests
+
+
+@pytest.mark.rfc("8945", "5.3")
+@pytest.mark.parametrize("make", [lambda: query_message(MAC), lambda: update_message([NEW], lease=1800)])
+def test_a_signed_request_gets_a_signed_reply(core: Core, make: Callable[[], bytes]) -> None:
+    wire, mac = signed(make(), ALICE, T0)
+    reply = core.ask(wire)
+    assert reply.rcode == Rcode.NOERROR
+    assert is_good(reply, ALICE, mac)
+
+
+@pytest.mark.rfc("8945", "5.3")
+def test_an_unsigned_request_gets_an_unsigned_reply(core: Core) -> None:
+    assert core.ask(query_message(MAC)).message.tsig is None
+    assert core.ask(update_message([NEW])).message.tsig is None
+
+
+@pytest.mark.rfc("8945", "4.3.3")
+def test_dnspython_signs_for_us_and_validates_our_reply(core: Core) -> None:
+    theirs = dns.tsig.Key(dns.name.from_wire(ALICE.name, 0)[0], ALICE.secret, dns.tsig.HMAC_SHA256)
+    query = dns.message.make_query(MAC, "A", use_edns=0)
+    blank = TSIG(Class.ANY, Type.TSIG, theirs.algorithm, T0, 300, b"", query.id, 0, b"")  # type: ignore[no-untyped-call]  # dnspython
+    made, _ = dns.tsig.sign(query.to_wire(), theirs, blank, T0)  # type: ignore[no-untyped-call]  # dnspython
+    wire = query.to_wire()
+    wire = wire[:10] + b"\0\2" + wire[12:] + encode_record(ALICE.name, Type.TSIG, Class.ANY, 0, made.to_wire() or b"")
+    reply = core.ask(wire)
+    assert reply.rcode == Rcode.NOERROR
+    answer, record = dns.message.from_wire(reply.wire, keyring=False), reply.message.tsig
+    assert answer.tsig is not None and record is not None
+    dns.tsig.validate(reply.wire, theirs, theirs.name, answer.tsig[0], T0, made.mac, record.offset)  # type: ignore[no-untyped-call]  # dnspython
+
+
+@pytest.mark.rfc("8945", "5.3")
+@pytest.mark.parametrize(
+    ("wire", "rcode"),
+    [
+        (update_message([NEW]), Rcode.REFUSED),
+        (update_message([NEW], zone="other.example."), Rcode.NOTAUTH),
+        (update_message([NEW._replace(rclass=Class.CH)]), Rcode.FORMERR),
+        (query_message("www.example.net."), Rcode.REFUSED),
+        (query_message(MAC, flags=Opcode.NOTIFY << 11), Rcode.NOTIMP),
+        (query_message("absent.members.example."), Rcode.NXDOMAIN),
+    ],
+)
+def test_errors_that_are_not_of_the_signature_are_signed(core: Core, wire: bytes, rcode: Rcode) -> None:
+    request, mac = signed(wire, ALICE, T0)
+    reply = core.ask(request)
+    assert reply.rcode == rcode
+    assert is_good(reply, ALICE, mac)
+
+
+@pytest.mark.rfc("8945", "4.2")
+def test_a_key_is_found_whatever_the_case_of_its_name(core: Core) -> None:
+    wire = with_tsig(query_message(MAC), ALICE, key_name=name("ALICE-Laptop.Members.example."))
+    assert core.ask(wire).rcode == Rcode.NOERROR
+
+
+@pytest.mark.rfc("8945", "5.1")
+def test_a_forwarder_may_change_the_id(core: Core) -> None:
+    wire, mac = signed(query_message(MAC, id=0x1111), ALICE, T0)
+    reply = core.ask(b"\x22\x22" + wire[2:])
+    assert (reply.rcode, reply.message.id) == (Rcode.NOERROR, 0x2222)
+    assert is_good(reply, ALICE, mac)
+
+
+# Form
+
+
+@pytest.mark.rfc("8945", "5.1")
+def test_two_signatures_or_one_that_is_not_last_are_formerr_unsigned(core: Core) -> None:
+    once = signed(query_message(MAC), ALICE, T0)[0]
+    twice = signed(once, ALICE, T0)[0]
+    opt = Opt(1232).encode()
+    before_opt = once[:10] + struct.pack("!H", 2) + once[12:] + opt
+    for wire in (twice, before_opt):
+        reply = core.ask(wire)
+        assert (reply.rcode, reply.message.tsig) == (Rcode.FORMERR, None)
+
+
+@pytest.mark.rfc("8945", "5.2.2.1")
+@pytest.mark.parametrize("size", [0, 1, 9, 15, 33, 64])
+def test_an_impossible_mac_size_is_formerr(core: Core, size: int) -> None:
+    reply = core.ask(with_tsig(update_message([NEW], lease=1800), ALICE, mac=bytes(size)))
+    assert (reply.rcode, reply.message.tsig) == (Rcode.FORMERR, None)
+
+
+@pytest.mark.rfc("8945", "5.2.2.1")
+@pytest.mark.parametrize("size", [16, 20, 31])
+def test_a_truncated_mac_is_verified_and_the_reply_signed_at_least_as_long(core: Core, size: int) -> None:
+    wire = query_message(MAC)
+    mac = sign(wire, ALICE, now=T0)[1][:size]
+    reply = core.ask(with_tsig(wire, ALICE, mac=mac))
+    tsig = tsig_of(reply)
+    assert tsig is not None and len(tsig.mac) >= size
+    assert is_good(reply, ALICE, mac)
+
+
+@pytest.mark.rfc("8945", "5.2")
+def test_an_error_set_in_a_request_is_formerr(core: Core) -> None:
+    assert core.ask(with_tsig(query_message(MAC), ALICE, error=TsigError.BADSIG)).rcode == Rcode.FORMERR
+
+
+@pytest.mark.rfc("8945", "5.2")
+@pytest.mark.parametrize("cut", [1, 5, 20, 40, 60])
+def test_a_signature_that_cannot_be_read_is_formerr_unsigned(core: Core, cut: int) -> None:
+    message = decode(signed(query_message(MAC), ALICE, T0)[0])
+    assert message.tsig is not None
+    at, length = message.tsig.rdata_offset, message.tsig.rdlength - cut
+    wire = message.wire[: at - 2] + struct.pack("!H", length) + message.wire[at : at + length]
+    reply = core.ask(wire)
+    assert (reply.rcode, reply.message.tsig) == (Rcode.FORMERR, None)
+
+
+# Faults of the signature
+
+
+def unsigned_error(reply: Seen) -> TsigError:
+    """The error of an unsigned reply, which has an empty MAC."""
+    tsig = tsig_of(reply)
+    assert tsig is not None and tsig.mac == b"" and tsig.other == b""
+    assert reply.message.header.rcode == Rcode.NOTAUTH
+    assert reply.message.opt is None or reply.message.opt.extended_rcode == 0, "16 there would be BADVERS"
+    return TsigError(tsig.error)
+
+
+@pytest.mark.rfc("8945", "5.2.1")
+@pytest.mark.parametrize("edns", [True, False])
+def test_an_unknown_key_is_badkey_unsigned(core: Core, edns: bool) -> None:
+    stranger = key("stranger.example.")
+    reply = core.ask(signed(update_message([NEW], edns=edns), stranger, T0)[0])
+    assert unsigned_error(reply) == TsigError.BADKEY
+    assert [text for _, text in reply.errors] == (["BADKEY for key stranger.example."] if edns else [])
+
+
+@pytest.mark.rfc("8945", "5.2.1")
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, name("gss-tsig."), name("hmac-md5.")])
+def test_a_key_serves_one_algorithm(core: Core, algorithm: bytes) -> None:
+    wire = with_tsig(query_message(MAC), ALICE, algorithm=algorithm)
+    reply = core.ask(wire)
+    if algorithm == ALICE.algorithm.name:
+        assert reply.rcode == Rcode.NOERROR
+    else:
+        assert unsigned_error(reply) == TsigError.BADKEY
+        tsig = tsig_of(reply)
+        assert tsig is not None and tsig.algorithm == algorithm
+
+
+@pytest.mark.rfc("8945", "5.2.2")
+def test_a_wrong_secret_is_badsig_unsigned(core: Core) -> None:
+    forged = Key(ALICE.name, ALICE.algorithm, b"guess" * 8)
+    before = content(core.zone)
+    reply = core.ask(signed(update_message([NEW], lease=1800), forged, T0)[0])
+    assert unsigned_error(reply) == TsigError.BADSIG
+    assert content(core.zone) == before and not core.store.commits
+
+
+@pytest.mark.rfc("8945", "5.2.2")
+def test_any_changed_octet_is_found(core: Core) -> None:
+    wire, _ = signed(update_message([NEW], lease=1800, id=7), ALICE, T0)
+    message = decode(wire)
+    assert message.tsig is not None
+    for offset in range(2, message.tsig.offset):
+        changed = wire[:offset] + bytes((wire[offset] ^ 1,)) + wire[offset + 1 :]
+        sent = core.handle(changed)
+        if sent != [b""]:
+            assert seen(sent[0]).rcode in (Rcode.NOTAUTH, Rcode.FORMERR, Rcode.BADVERS)
+    assert not core.store.commits
+
+
+@pytest.mark.rfc("8945", "5.2.3")
+@pytest.mark.parametrize(("skew", "is_late"), [(0, False), (300, False), (-300, False), (301, True), (-301, True)])
+def test_a_time_outside_the_fudge_is_badtime_signed_with_both_times(core: Core, skew: int, is_late: bool) -> None:
+    core.clock.now += skew
+    wire, mac = signed(update_message([NEW], lease=1800), ALICE, T0)
+    reply = core.ask(wire)
+    tsig = tsig_of(reply)
+    assert tsig is not None
+    if not is_late:
+        assert reply.rcode == Rcode.NOERROR
+        return
+    assert (reply.rcode, tsig.error) == (Rcode.NOTAUTH, TsigError.BADTIME)
+    assert (tsig.time_signed, tsig.fudge) == (T0, 300)
+    assert tsig.other == (T0 + skew).to_bytes(6, "big")
+    assert is_good(reply, ALICE, mac)
+    assert not core.store.commits
+
+
+@pytest.mark.rfc("8945", "5.2.3")
+def test_the_fudge_is_the_clients(core: Core) -> None:
+    core.clock.now += 11
+    wire = sign(query_message(MAC), ALICE, now=T0, fudge=10)[0]
+    tsig = tsig_of(core.ask(wire))
+    assert tsig is not None and tsig.error == TsigError.BADTIME
+
+
+@pytest.mark.rfc("8945", "5.2")
+def test_the_mac_is_looked_at_before_the_time(core: Core) -> None:
+    """Otherwise anyone has our signature over a time of his choice (CVE-2017-3142, CVE-2017-3143)."""
+    forged = Key(ALICE.name, ALICE.algorithm, b"guess" * 8)
+    core.clock.now += 100_000
+    assert unsigned_error(core.ask(signed(query_message(MAC), forged, T0)[0])) == TsigError.BADSIG
+
+
+@pytest.mark.rfc("8945", "5.2")
+def test_the_key_is_looked_at_before_the_mac(core: Core) -> None:
+    assert unsigned_error(core.ask(with_tsig(query_message(MAC), key("no.such."), mac=b""))) == TsigError.BADKEY
+
+
+@pytest.mark.rfc("8945", "5.2")
+@pytest.mark.parametrize("fault", ["key", "mac", "time"])
+def test_nothing_is_told_to_one_whose_signature_does_not_hold(core: Core, fault: str) -> None:
+    by = {"key": key("no.such."), "mac": Key(ALICE.name, ALICE.algorithm, b"x" * 32), "time": ALICE}[fault]
+    wire = signed(query_message(MAC), by, T0 - (1000 if fault == "time" else 0))[0]
+    reply = core.ask(wire)
+    assert reply.rcode == Rcode.NOTAUTH and not reply.answers
+
+
+# Truncation
+
+
+@pytest.mark.rfc("8945", "5.3")
+def test_room_is_kept_for_the_signature() -> None:
+    lines = "\n".join(f"big.members.example. 60 A 192.0.2.{last}" for last in range(1, 26))
+    core = Core([zone_of_text(lines)])
+    fits = core.ask(query_message("big.members.example."))
+    assert len(fits.wire) < 512 and not fits.flag(TC)
+    wire, mac = signed(query_message("big.members.example."), ALICE, T0)
+    cut = core.ask(wire)
+    assert cut.flag(TC) and cut.answers == [] and len(cut.wire) <= 512
+    assert is_good(cut, ALICE, mac)
+    whole = core.ask(wire, TCP)
+    assert len(whole.answers) == 25 and is_good(whole, ALICE, mac)
+
+
+# MD5, and the use of keys
+
+
+@pytest.mark.rfc("8945", "6")
+@pytest.mark.parametrize("allowed", [False, True])
+def test_md5_is_off_unless_it_is_switched_on(allowed: bool) -> None:
+    core = Core(allow_md5=allowed)
+    old = Key(fold(name("old.example.")), MD5, b"s" * 16)
+    core.keyring.replace([Principal(old, None, None)])
+    wire, mac = signed(query_message(MAC), old, T0)
+    reply = core.ask(wire)
+    if allowed:
+        assert reply.rcode == Rcode.NOERROR and is_good(reply, old, mac)
+    else:
+        assert unsigned_error(reply) == TsigError.BADKEY
+
+
+def test_the_use_of_a_key_is_noted_when_it_held(core: Core) -> None:
+    core.query(MAC, by=ALICE)
+    core.ask(signed(query_message(MAC), Key(ADMIN.name, ADMIN.algorithm, b"x" * 32), T0)[0])
+    assert core.keyring.take_uses() == {ALICE.name: T0}
+    assert core.keyring.take_uses() == {}
+
+
+def test_a_key_that_was_revoked_is_unknown(core: Core) -> None:
+    assert core.update(NEW, by=ALICE, lease=1800).lease == UpdateLease(1800)
+    core.keyring.replace(principal for principal in MEMBERS if principal.key is not ALICE)
+    assert unsigned_error(core.ask(core.signed(query_message(MAC), ALICE))) == TsigError.BADKEY
+
+
+def test_a_signed_response_is_not_answered_either(core: Core) -> None:
+    assert core.handle(signed(query_message(ZONE, "SOA", flags=QR), ALICE, T0)[0]) == [b""]
