@@ -235,7 +235,7 @@ class Dispatcher:
 
 
 def _update_options(outcome: Outcome) -> list[tuple[int, bytes]]:
-    """The granted lease on success only (RFC 9664 §4.1), the reason otherwise."""
+    """The granted lease on success only (RFC 9664 §4.3), the reason otherwise."""
     if outcome.rcode == Rcode.NOERROR:
         return [outcome.lease.encode()] if isinstance(outcome.lease, UpdateLease) else []
     return [extended_error(Ede.OTHER, outcome.reason)] if outcome.reason else []

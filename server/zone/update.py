@@ -187,7 +187,7 @@ PERMANENT_TERMS: Final = LeaseTerms(0, 0)
 
 
 def granted(wish: UpdateLease, minimum: int, maximum: int, key_maximum: int) -> UpdateLease:
-    """Clamp a wish in seconds; the answer has the form of the request (RFC 9664 §4.2)."""
+    """Clamp a wish in seconds; the answer has the form of the request (RFC 9664 §4.3)."""
     lease = max(minimum, min(wish.lease, maximum))
     if wish.key_lease is None:
         return UpdateLease(lease)
