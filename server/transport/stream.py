@@ -16,8 +16,9 @@ from server.peer import Peer
 from server.transport.udp import Handle
 
 MAX_PENDING: Final = 64  # requests of one connection not yet answered; beyond it we stop reading
+MAX_TURN: Final = 64  # requests of one connection taken in one turn of the event loop, so that others get theirs
 MAX_UNSENT: Final = 4 * 1024 * 1024  # octets the peer has not read; beyond it the connection is dropped
-_HIGH_WATER: Final = 256 * 1024
+_HIGH_WATER: Final = 256 * 1024  # octets the peer has not read; beyond it no more of its requests are taken
 _TLS_HANDSHAKE_SECONDS: Final = 10.0
 
 
@@ -97,6 +98,7 @@ class StreamConnection(asyncio.Protocol):
         self._buffer = bytearray()
         self._pending = 0
         self._paused = False
+        self._is_blocked = False
         self._ended = False
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
@@ -156,21 +158,25 @@ class StreamConnection(asyncio.Protocol):
         return self._name == "tcp"
 
     def _take_messages(self) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
         buffer = self._buffer
-        took = False
-        while len(buffer) >= 2 and self._pending < MAX_PENDING:
+        took = 0
+        while len(buffer) >= 2 and self._pending < MAX_PENDING and took < MAX_TURN and not self._is_blocked:
             end = 2 + (buffer[0] << 8 | buffer[1])
             if len(buffer) < end:
                 break
             wire = bytes(buffer[2:end])
             del buffer[:end]
-            took = True
+            took += 1
             self._pending += 1
             assert self._peer is not None
             self._server.handle(wire, self._peer, self._answer)
         if took:
             self._rearm()  # only a whole message counts as activity: a trickle does not keep a connection alive
-        self._set_reading(self._pending < MAX_PENDING)
+        if took == MAX_TURN:
+            asyncio.get_running_loop().call_soon(self._take_messages)
+        self._set_reading(self._pending < MAX_PENDING and took < MAX_TURN and not self._is_blocked)
 
     def _set_reading(self, wanted: bool) -> None:
         if self._transport is None or self._transport.is_closing() or wanted is not self._paused:
@@ -208,12 +214,16 @@ class StreamConnection(asyncio.Protocol):
         return int(sockname[1]) if sockname else None
 
     def pause_writing(self) -> None:
+        """The peer does not read: no more of its requests are taken, and if it goes on so, the idle timer ends it."""
+        self._is_blocked = True
         if self._peer is not None:
             self._server.watchers.stream_paused(self._peer.via)
 
     def resume_writing(self) -> None:
+        self._is_blocked = False
         if self._peer is not None:
             self._server.watchers.stream_resumed(self._peer.via)
+            self._take_messages()
 
     def _rearm(self) -> None:
         if self._timer is not None:
