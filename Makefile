@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := $(VENV)/.peers
 
-.PHONY: help run install test check fmt bench clean lock
+.PHONY: help run install test check fmt bench clean lock coverage-table
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -37,6 +37,9 @@ bench: $(STAMP)  ## benchmarks (never part of the tests)
 fmt: $(STAMP)  ## format and mend what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+coverage-table: $(STAMP)  ## write docs/rfc-coverage.md from the tests' markers
+	$(BIN)/python tools/rfc_coverage.py
 
 lock:  ## resolve the newest versions into constraints.txt
 	PYTHON=$(PYTHON) sh tools/lock.sh

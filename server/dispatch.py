@@ -33,6 +33,7 @@ from server.keyring import Keyring
 from server.metrics import Metrics
 from server.peer import Peer
 from server.push.service import PushService
+from server.replays import RecentUpdates
 from server.reply import Reply, header_only
 from server.request import Authenticated, Decoded, Refusal, Send, SignatureRefusal
 from server.system import Clock
@@ -68,6 +69,7 @@ class Dispatcher:
         self._clock = clock
         self._metrics = metrics
         self._allow_md5 = allow_md5
+        self._recent = RecentUpdates()
 
     def handle(self, wire: bytes, peer: Peer, send: Send) -> None:
         """Take one message. `send` is called once: with the reply, or with b"" when there is none to wait for."""
@@ -169,6 +171,13 @@ class Dispatcher:
         self._check_zone(zone, update)
         principal = may_update(request.principal, zone, update, leased=lease is not None and lease.lease > 0)
         actor = Actor("update", to_text(principal.key.name), request.peer.address)
+        is_repeatable = request.peer.transport == "udp"
+        if is_repeatable:
+            before = self._recent.begin(request.peer, message.wire, request.decoded.at)
+            if before is not True:
+                self._metrics.dropped.labels("repeated update").inc()
+                send(before or _NOTHING)
+                return
 
         def done(outcome: Outcome) -> None:
             self._metrics.update_seconds.observe(self._clock.monotonic() - request.decoded.at)
@@ -177,10 +186,15 @@ class Dispatcher:
                 message, request.peer, unix=self._clock.unix(), principal=request.principal, tsig=request.tsig
             )
             wire = signed.build(outcome.rcode, None, _update_options(outcome))
+            if outcome.rcode == Rcode.SERVFAIL:
+                self._recent.forget(request.peer, message.wire)
+            elif is_repeatable:
+                self._recent.finish(request.peer, message.wire, wire)
             self._send(wire, request.peer, Opcode.UPDATE, outcome.rcode, send)
 
         pending = PendingUpdate(apex, update, lease, principal.is_admin, actor, done)
         if not self._writer.submit(pending):
+            self._recent.forget(request.peer, message.wire)
             raise Refusal(Rcode.SERVFAIL, "too many updates are waiting, try again", ede=Ede.NOT_READY)
 
     def _check_zone(self, zone: Zone, update: Update) -> None:

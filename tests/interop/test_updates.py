@@ -1,6 +1,7 @@
 """nsupdate and knsupdate, which we did not write, change the lab's zones; dnspython sends what they cannot."""
 
 import base64
+import socket
 import struct
 import time
 from pathlib import Path
@@ -177,8 +178,6 @@ def test_a_clock_far_off_is_badtime_and_the_reply_signed(lab: LabProcess, monkey
     monkeypatch.setattr(time, "time", lambda: real() - 4000)
     wire = query.to_wire()
     monkeypatch.undo()
-    import socket
-
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.settimeout(5)
         sock.sendto(wire, (lab.address, lab.port))
@@ -198,3 +197,21 @@ def test_knsupdate_as_a_member_over_tcp(lab: LabProcess) -> None:
     text = lab.knsupdate("alice", "zone members.example.", "update delete kn.alice.members.example. A")
     assert status(text) == "NOERROR", text
     assert status(lab.dig("kn.alice.members.example", "A")) == "NXDOMAIN"
+
+
+@pytest.mark.rfc("2136", "3.2.4")
+def test_a_repeated_datagram_is_answered_the_same_and_changes_nothing(lab: LabProcess) -> None:
+    """A reply may get lost; the prerequisite that held the first time must not fail the client the second time."""
+    update = dns.update.UpdateMessage("members.example", keyring=keyring(lab, "admin"))
+    update.absent("once.alice")
+    update.add("once.alice", 300, "A", "192.0.2.1")
+    wire = update.to_wire()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(5)
+        sock.sendto(wire, (lab.address, lab.port))
+        first = sock.recv(65535)
+        serial = lab.dig("members.example", "SOA", "+short")
+        sock.sendto(wire, (lab.address, lab.port))
+        assert sock.recv(65535) == first
+    assert first[3] & 0xF == dns.rcode.NOERROR
+    assert lab.dig("members.example", "SOA", "+short") == serial
