@@ -35,6 +35,8 @@ from protocol.tsig import Key, decode_tsig, sign, verify
 MAX_SUBSCRIPTIONS: Final = 1024
 MAX_VIEW_RECORDS: Final = 1024
 MAX_SEEN_EVENTS: Final = 64
+MAX_ABANDONED: Final = 256
+"""Set-ups on a stream that nobody wants any more and the server has not answered."""
 SEEN_EVENT_SECONDS: Final = 30.0
 """A server repeats an event for 14 s (RFC 8764 §5.3); the network may add a little."""
 _REFRESH_AT: Final = (0.80, 0.90, 0.95)
@@ -157,6 +159,7 @@ class LlqClient:
         self._rng = rng
         self._key = key
         self._subscriptions: dict[Question, _Subscription] = {}
+        self._abandoned: dict[int, tuple[_Request, _Subscription]] = {}
         self._effects: list[Effect] = []
         self._is_open = False
         self._is_stream = False
@@ -179,15 +182,26 @@ class LlqClient:
         return True
 
     def unsubscribe(self, question: Question, *, now: Now) -> None:
-        """End watching; an established one is cancelled with a refresh of lease 0, sent once."""
+        """End watching; what the server holds is cancelled with a refresh of lease 0, sent once.
+
+        A set-up on a stream is cancelled when its answer tells the LLQ-ID: else the server would keep it for a lease.
+        """
         subscription = self._subscriptions.pop(question_key(question), None)
-        if subscription is not None and self._is_open and subscription.state is State.ESTABLISHED:
-            self._transmit(self._request(subscription, LlqOpcode.REFRESH, subscription.llq_id, 0), now)
+        if subscription is None or not self._is_open:
+            return
+        request = subscription.request
+        if subscription.state in (State.ESTABLISHED, State.CHALLENGED):
+            self._cancel(subscription, subscription.llq_id, now)
+        elif subscription.state is State.SETUP and self._is_stream and request is not None:
+            if len(self._abandoned) >= MAX_ABANDONED:
+                del self._abandoned[next(iter(self._abandoned))]
+            self._abandoned[request.id] = request, subscription
 
     def channel_opened(self, *, is_stream: bool, now: Now) -> None:
         """The socket or stream is there: set everything up on it. A stream needs no challenge."""
         self._is_open = True
         self._is_stream = is_stream
+        self._abandoned.clear()
         self._no_service = ""
         for subscription in self._subscriptions.values():
             self._set_up(subscription, now)
@@ -274,6 +288,9 @@ class LlqClient:
         wire = encode(message_id, 0, (subscription.question,), opt=Opt(options=(option.encode(),)))
         return _Request(message_id, opcode, wire)
 
+    def _cancel(self, subscription: _Subscription, llq_id: int, now: Now) -> None:
+        self._transmit(self._request(subscription, LlqOpcode.REFRESH, llq_id, 0), now)
+
     def _transmit(self, request: _Request, now: Now) -> None:
         wire = request.unsigned
         if self._key is not None:
@@ -347,6 +364,7 @@ class LlqClient:
     def _receive_response(self, message: Message, options: list[LlqOption], now: Now) -> None:
         subscription = self._asked(message)
         if subscription is None or subscription.request is None:
+            self._cancel_abandoned(message, options, now)
             return
         request = subscription.request
         rcode = message.header.rcode
@@ -377,6 +395,17 @@ class LlqClient:
         if request is None or request.id != message.id or not request.sent:
             return None
         return subscription
+
+    def _cancel_abandoned(self, message: Message, options: list[LlqOption], now: Now) -> None:
+        """The server took a set-up whose question nobody watches any more."""
+        request, subscription = self._abandoned.get(message.id, (None, None))
+        if request is None or subscription is None:
+            return
+        asked = [question_key(question) for question in message.questions]
+        if asked == [question_key(subscription.question)] and self._is_authentic(message, request.macs, now.unix):
+            del self._abandoned[message.id]
+            if options and options[0].llq_id:
+                self._cancel(subscription, options[0].llq_id, now)
 
     def _set_up_answered(self, subscription: _Subscription, message: Message, option: LlqOption, now: Now) -> None:
         if option.error == LlqError.SERV_FULL:
