@@ -19,8 +19,8 @@ from server.zone.zone import Zone
 from tests.sim.world import INTERNAL_PORT, ZONE, Host, World, canonical_set
 
 QUIET_SECONDS: Final = 11_400.0
-"""Longer than an update lease (5400 s) and then 80 % of an LLQ lease (5760 s): a record lapses, the event about it finds
-nobody at an address behind a NAT that forgot, and the client hears at its next refresh that it has to set up again."""
+"""Longer than an update lease (5400 s) and then 80 % of an LLQ lease (5760 s): a record lapses, the event about it
+finds nobody behind a NAT that forgot, and the client hears at its next refresh that it has to set up again."""
 LAPSE_SECONDS: Final = 2
 OWN_RECORDS: Final = 5
 Plain = tuple[bytes, int, int, bytes]
