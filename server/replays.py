@@ -1,6 +1,6 @@
 """Updates whose reply got lost: the same request, sent again, is answered the same without a second change.
 
-A client over UDP repeats its octets when it hears nothing (RFC 2136 §2.2 leaves the trouble to it: the prerequisite that
+A client over UDP repeats its octets when it hears nothing (RFC 2136 §2.2 leaves the trouble to it: a prerequisite that
 held the first time fails the second). Only signed requests get here, so what is kept is bounded by count and time.
 """
 

@@ -307,10 +307,10 @@ def test_an_update_without_edns_gets_a_reply_without(core: Core) -> None:
 def test_a_full_queue_is_servfail_at_once(core: Core) -> None:
     wire = core.signed(update_message([NEW], lease=1800), ALICE)
     replies: list[bytes] = []
-    for _ in range(MAX_QUEUE):
-        core.dispatcher.handle(wire, UDP, replies.append)
+    for number in range(MAX_QUEUE):  # from as many ports: the same octets from one would be taken for a repetition
+        core.dispatcher.handle(wire, UDP._replace(port=number + 1), replies.append)
     assert replies == []
-    core.dispatcher.handle(wire, UDP, replies.append)
+    core.dispatcher.handle(wire, UDP._replace(port=MAX_QUEUE + 1), replies.append)
     assert [(seen(reply).rcode, seen(reply).errors[0][0]) for reply in replies] == [(Rcode.SERVFAIL, Ede.NOT_READY)]
 
 
