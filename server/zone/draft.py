@@ -39,12 +39,19 @@ class Draft:
         self.soa_template = base.soa_template
         self.soa_ttl = base.soa_ttl
         self.touched: dict[bytes, Node | None] = {}
+        self._below: dict[bytes, Node | None] = {}
 
     def node(self, key: bytes) -> Node | None:
         """The node at a folded owner name as it would be."""
         if key in self.touched:
             return self.touched[key]
-        return self.base.node(key)
+        return self.below(key)
+
+    def below(self, key: bytes) -> Node | None:
+        """The node in the base, which stands still while a draft is on it: taken apart once, however often asked."""
+        if key not in self._below:
+            self._below[key] = self.base.node(key)
+        return self._below[key]
 
     def rrset(self, key: bytes, rtype: int) -> RRset | None:
         """One RRset as it would be; the SOA at the apex included."""
@@ -117,7 +124,7 @@ class Differences:
         )
         self.serial_changed = draft.serial != base.serial
         for key, node in draft.touched.items():
-            self._compare(key, base.node(key), node)
+            self._compare(key, draft.below(key), node)
 
     @property
     def is_content(self) -> bool:

@@ -12,7 +12,7 @@ from protocol.edns import UpdateLease
 from protocol.errors import DecodeError
 from protocol.message import Message
 from protocol.name import fold, to_text
-from protocol.rdata import canonical, soa_serial
+from protocol.rdata import canonical, has_name, soa_serial
 from protocol.serial import is_newer
 from server.zone.draft import Draft, is_in_zone
 from server.zone.node import RRset
@@ -226,27 +226,37 @@ def _add(draft: Draft, op: UpdateOp, expires: int, terms: LeaseTerms) -> None:
     elif Type.CNAME in types and op.rtype not in _BESIDE_CNAME:
         return  # other data over CNAME: ignored
     rrset = node.rrsets.get(op.rtype) if node else None
-    wanted = canonical(op.rtype, op.rdata)
-    rows: list[tuple[bytes, int]] = []
-    found = False
-    for rdata, at in zip(rrset.rdatas, rrset.expires, strict=True) if rrset else ():
-        if canonical(op.rtype, rdata) == wanted:
-            found = True
-            if (at == 0 and expires and terms.keeps_permanent) or (at and not expires and terms.keeps_lease):
-                rows.append((rdata, at))
-            else:
-                rows.append((rdata, expires))
-        elif op.rtype in _SINGLETONS or (op.rtype == Type.WKS and rdata[:5] == op.rdata[:5]):
-            continue
-        else:
-            rows.append((rdata, at))
-    if not found:
-        rows.append((op.rdata, expires))
-    if len(rows) > MAX_RRSET_RECORDS:
+    rdatas: tuple[bytes, ...] = rrset.rdatas if rrset else ()
+    leases: tuple[int, ...] = rrset.expires if rrset else ()
+    position = _position(rrset, op.rdata) if rrset else -1
+    if position >= 0:
+        had = leases[position]
+        if (had == 0 and expires and terms.keeps_permanent) or (had and not expires and terms.keeps_lease):
+            expires = had
+        leases = (*leases[:position], expires, *leases[position + 1 :])
+    else:
+        if op.rtype in _SINGLETONS:
+            rdatas = leases = ()
+        elif op.rtype == Type.WKS:
+            kept = [row for row in zip(rdatas, leases, strict=True) if row[0][:5] != op.rdata[:5]]
+            rdatas, leases = tuple(row[0] for row in kept), tuple(row[1] for row in kept)
+        rdatas, leases = (*rdatas, op.rdata), (*leases, expires)
+    if len(rdatas) > MAX_RRSET_RECORDS:
         raise UpdateError(Rcode.REFUSED, f"{to_text(op.key)}: an RRset may have {MAX_RRSET_RECORDS} records")
     if rrset is None and len(types) >= MAX_TYPES:
         raise UpdateError(Rcode.REFUSED, f"{to_text(op.key)}: a name may have {MAX_TYPES} RRsets")
-    draft.put(op.owner, RRset(op.rtype, op.ttl, tuple(r for r, _ in rows), tuple(at for _, at in rows)))
+    draft.put(op.owner, RRset(op.rtype, op.ttl, rdatas, leases))
+
+
+def _position(rrset: RRset, rdata: bytes) -> int:
+    """Where `rdata` stands in an RRset, names in it compared without case; -1 when it is not there."""
+    if not has_name(rrset.rtype):
+        return rrset.rdatas.index(rdata) if rdata in rrset.rdatas else -1
+    wanted, lowered = canonical(rrset.rtype, rdata), rdata.lower()
+    for position, have in enumerate(rrset.rdatas):
+        if have.lower() == lowered and canonical(rrset.rtype, have) == wanted:  # the first half is the cheap one
+            return position
+    return -1
 
 
 def _set_soa(draft: Draft, op: UpdateOp) -> None:
@@ -265,14 +275,13 @@ def _delete_rr(draft: Draft, op: UpdateOp) -> None:
         return
     if op.rtype == Type.NS and op.key == draft.apex and len(rrset.rdatas) == 1:
         return  # the last NS of the zone stays (RFC 2136 §3.4.2.4)
-    gone = canonical(op.rtype, op.rdata)
-    rows = [
-        (rdata, at) for rdata, at in zip(rrset.rdatas, rrset.expires, strict=True) if canonical(op.rtype, rdata) != gone
-    ]
-    if len(rows) == len(rrset.rdatas):
+    position = _position(rrset, op.rdata)
+    if position < 0:
         return
-    if rows:
-        draft.put(op.owner, RRset(op.rtype, rrset.ttl, tuple(r for r, _ in rows), tuple(at for _, at in rows)))
+    rdatas = (*rrset.rdatas[:position], *rrset.rdatas[position + 1 :])
+    leases = (*rrset.expires[:position], *rrset.expires[position + 1 :])
+    if rdatas:
+        draft.put(op.owner, RRset(op.rtype, rrset.ttl, rdatas, leases))
     else:
         draft.drop(op.key, op.rtype)
 
