@@ -111,6 +111,8 @@ class Gateway:
         self._state: StateFile | None = None
         self._worker: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._stop_asked_for = False
         self._settled: list[asyncio.Future[None]] = []
         self._unsaved: dict[Key, Mapping | None] = {}
         self._must_save = False
@@ -128,8 +130,19 @@ class Gateway:
             await self._close()
             raise
 
+    async def wait(self) -> bool:
+        """Until it should stop: True if that was asked for, False if its worker died."""
+        await self._ended.wait()
+        return self._stop_asked_for
+
+    def request_stop(self) -> None:
+        """Make `wait` return True; the stopping itself is `stop`."""
+        self._stop_asked_for = True
+        self._ended.set()
+
     async def stop(self) -> None:
         """Stop answering, keep what is stored, end all relayed traffic."""
+        self.request_stop()
         if self._worker is not None:
             self._worker.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -200,6 +213,7 @@ class Gateway:
         for listener in self._listeners:
             listener.open()
         self._worker = loop.create_task(self._run(), name="gateway")
+        self._worker.add_done_callback(self._worker_ended)
 
     def _take_over(self, saved: Saved, now: float) -> None:
         """Enter the configured mappings, then the saved ones, then the address that they are all installed on.
@@ -260,6 +274,13 @@ class Gateway:
                 self.counters["failures"] += 1
                 self._log.exception("gateway worker failed")
                 await asyncio.sleep(RETRY_SECONDS)
+
+    def _worker_ended(self, worker: asyncio.Task[None]) -> None:
+        """Nothing is answered without the worker, so whoever waits has to know."""
+        if not self._stop_asked_for:
+            failure = None if worker.cancelled() else worker.exception()
+            self._log.error("gateway worker died", exc_info=failure)
+        self._ended.set()
 
     async def _turn(self) -> None:
         now = self._system.monotonic()

@@ -179,8 +179,8 @@ def gateway(config: Config, log_level: Level = None) -> None:
     configure_logging(_bare_level(log_level))
     _refuse_open_secrets(settings)
     run(
-        lambda: UntilAsked(Gateway(settings)),
-        lambda program: (f"natpmp {endpoint}" for endpoint in program.inner.natpmp_addresses),
+        lambda: Gateway(settings),
+        lambda program: (f"natpmp {endpoint}" for endpoint in program.natpmp_addresses),
         (StartError,),
     )
 

@@ -550,6 +550,26 @@ async def test_start_errors_are_one_line_and_leave_nothing_open(tmp_path: Path, 
         assert (await map_port(gateway, 4500)).result == 0
 
 
+async def test_waiting_tells_a_stop_that_was_asked_for(tmp_path: Path) -> None:
+    async with running(config(tmp_path)) as gateway:
+        waiting = asyncio.ensure_future(gateway.wait())
+        await ask(gateway, AddressRequest())
+        assert not waiting.done()
+        gateway.request_stop()
+        async with asyncio.timeout(WAIT):
+            assert await waiting
+    assert await gateway.wait()
+
+
+async def test_waiting_tells_that_the_worker_died(tmp_path: Path) -> None:
+    async with running(config(tmp_path)) as gateway:
+        worker = gateway._worker
+        assert worker is not None
+        worker.cancel()
+        async with asyncio.timeout(WAIT):
+            assert not await gateway.wait()
+
+
 async def test_stop_leaves_no_task(tmp_path: Path) -> None:
     server = await asyncio.start_server(echo_reversed, HOST_A, 0)
     before = asyncio.all_tasks()
