@@ -6,16 +6,19 @@ renumbered. Everything persists in a state directory: started again there, ports
 
 import asyncio
 import contextlib
+import fcntl
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from client_stub.agent import Agent, Status, TunnelStatus
+from client_stub.agent import Agent, AgentError, Status, TunnelStatus
 from client_stub.config import ClientConfig
 from gateway.app import AddressEvent, Event, Gateway, MappingEvent
 from gateway.config import GatewayConfig
+from gateway.errors import InstallRefusedError
 from homing.certificates import CertificateFiles, ensure_certificates
 from homing.lab_ports import LabPorts, lab_ports
 from homing.lab_view import LabPicture, MachineRow, MappingRow, TunnelRow
@@ -50,6 +53,11 @@ MACHINES: Final = (
     _Machine("bob", "laptop", "02:42:AC:11:00:03", "127.0.0.22"),
 )
 
+
+class LabError(Exception):
+    """The lab cannot do it; the text is one plain line."""
+
+
 Say = Callable[[str, str], None]
 """Takes an event of the lab: who, and what in words."""
 
@@ -80,7 +88,11 @@ class Lab:
 
     async def _start(self) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._ports = lab_ports(self._directory / "ports.json")
+        self._stack.callback(os.close, _sole_user_of(self._directory))
+        try:
+            self._ports = lab_ports(self._directory / "ports.json")
+        except ValueError as error:
+            raise LabError(str(error)) from None
         names = [f"ns.{ZONE}".rstrip("."), "localhost"]
         self._certificates = ensure_certificates(self._directory / "tls", names, [LOOPBACK])
         self.server = Server(self._server_settings(), on_change=self._on_change)
@@ -187,19 +199,27 @@ class Lab:
         return True
 
     async def renumber(self) -> str:
-        """Give the router another external address."""
+        """Give the router another external address. `LabError` when the system does not have it."""
         self._external = self._external % 250 + 1
-        await self.gateway.set_external_address(self.external_address)
+        try:
+            await self.gateway.set_external_address(self.external_address)
+        except InstallRefusedError as error:
+            raise LabError(f"cannot renumber to {self.external_address}: {error}") from None
         return self.external_address
 
     async def restart_client(self) -> str:
-        """Kill one client as a crash would, and start it again."""
+        """Kill one client as a crash would, and start it again. `LabError` when there is none or it does not start."""
+        if not self._agents:
+            raise LabError("there are no clients to kill")
         label, agent = next(iter(self._agents.items()))
         self._say(label, "killed")
         await agent.abort()
         del self._agents[label]
         machine = next(machine for machine in MACHINES if f"{machine.name}.{machine.member}" == label)
-        await self._start_agent(machine)
+        try:
+            await self._start_agent(machine)
+        except AgentError as error:
+            raise LabError(f"{label} does not start: {error}") from None
         self._say(label, "started again")
         return label
 
@@ -284,6 +304,17 @@ class Lab:
     def _on_agent(self, label: str, text: str, fields: dict[str, Any]) -> None:
         shown = " ".join(f"{name}={value}" for name, value in fields.items())
         self._say(label, f"{text} {shown}".rstrip())
+
+
+def _sole_user_of(directory: Path) -> int:
+    """Lock a state directory until the descriptor is closed; `LabError` when another lab has it."""
+    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise LabError(f"{directory} is in use by another lab") from None
+    return descriptor
 
 
 def _is_settled(status: Status) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -44,7 +45,11 @@ def lab(
     """
     from client_stub.agent import AgentError
     from gateway.errors import StartError as GatewayStartError
+    from homing.certificates import CertificateError
+    from homing.lab import LabError
     from server.app import StartError as ServerStartError
+
+    failures = (LabError, CertificateError, ServerStartError, GatewayStartError, AgentError, OSError)
 
     interactive = not as_json and sys.stdout.isatty() and sys.stdin.isatty()
     configure_logging("error" if interactive else "info")
@@ -53,7 +58,7 @@ def lab(
         try:
             with asyncio.Runner(loop_factory=loop_factory()) as runner:
                 runner.run(_run(directory, as_json=as_json, with_clients=not no_clients, interactive=interactive))
-        except (ServerStartError, GatewayStartError, AgentError, OSError, ValueError) as error:
+        except failures as error:
             raise OperationError(str(error)) from None
 
 
@@ -94,20 +99,28 @@ def _without_secrets(lab: "Lab") -> dict[str, object]:
 
 
 async def _show(lab: "Lab", log: EventLog, stop: asyncio.Event) -> None:
-    """Redraw four times a second; act on keys. Actions run one at a time."""
+    """Redraw four times a second; act on keys, one after the other. What fails is told, and the lab goes on."""
+    from homing.lab import LabError
+
     keys: asyncio.Queue[str] = asyncio.Queue(maxsize=16)
     console = Console()
+
+    def tell(text: str) -> None:
+        log.add(datetime.now().astimezone().strftime("%H:%M:%S"), "lab", text)
 
     async def act() -> None:
         while True:
             key = await keys.get()
-            if key == "q":
-                stop.set()
-            elif key == "r":
-                log.add(datetime.now().astimezone().strftime("%H:%M:%S"), "lab", "renumbering the router")
-                await lab.renumber()
-            elif key == "k":
-                await lab.restart_client()
+            try:
+                if key == "q":
+                    stop.set()
+                elif key == "r":
+                    tell("renumbering the router")
+                    await lab.renumber()
+                elif key == "k":
+                    await lab.restart_client()
+            except LabError as error:
+                tell(str(error))
 
     with _single_keys(keys), Live(console=console, screen=True, auto_refresh=False) as live:
         async with asyncio.TaskGroup() as group:
@@ -128,9 +141,11 @@ def _single_keys(keys: asyncio.Queue[str]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
 
     def read() -> None:
-        key = sys.stdin.read(1)
+        # Past Python's own buffer, in which keys typed fast would stay unseen until the next one.
+        typed = os.read(descriptor, 64).decode("utf-8", "replace") or "q"
         with contextlib.suppress(asyncio.QueueFull):
-            keys.put_nowait(key)
+            for key in typed:
+                keys.put_nowait(key)
 
     tty.setcbreak(descriptor)
     loop.add_reader(descriptor, read)

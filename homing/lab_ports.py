@@ -37,11 +37,7 @@ def free_port(address: str, *, also_udp: bool = True) -> int:
 def lab_ports(file: Path) -> LabPorts:
     """Read the ports of a state directory, or choose and remember them. `ValueError` for a file that is not ours."""
     if file.exists():
-        found = json.loads(file.read_text())
-        names = {field.name for field in fields(LabPorts)}
-        if not isinstance(found, dict) or set(found) != names or not all(isinstance(v, int) for v in found.values()):
-            raise ValueError(f"{file} does not hold the ports of a lab")
-        return LabPorts(**found)
+        return _read(file)
     chosen: list[int] = []
     while len(chosen) < len(fields(LabPorts)):
         port = free_port("127.0.0.1")
@@ -50,3 +46,16 @@ def lab_ports(file: Path) -> LabPorts:
     ports = LabPorts(*chosen)
     file.write_text(json.dumps(asdict(ports), indent=2) + "\n")
     return ports
+
+
+def _read(file: Path) -> LabPorts:
+    try:
+        found = json.loads(file.read_text())
+    except ValueError:
+        found = None
+    names = {field.name for field in fields(LabPorts)}
+    if not isinstance(found, dict) or set(found) != names:
+        raise ValueError(f"{file} does not hold the ports of a lab")
+    if not all(type(port) is int and 0 < port < 65536 for port in found.values()):
+        raise ValueError(f"{file} holds a port that is none")
+    return LabPorts(**found)
