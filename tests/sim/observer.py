@@ -4,6 +4,7 @@ An observer notes violations instead of raising them: it is called from within t
 All times are seconds since 1970 as leases count them.
 """
 
+import asyncio
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ class Observer:
         self.serials: dict[bytes, int] = {}
         self.answers_checked = 0
         self.updates_acknowledged = 0
+        self.update_acknowledged = asyncio.Event()
         self._server = server
         self._now = now
         self._updates: dict[tuple[object, int], _Update] = {}
@@ -84,6 +86,7 @@ class Observer:
             update = self._updates.get((stream, message.id))
             if update is not None and message.header.rcode == Rcode.NOERROR and granted is not None:
                 self.updates_acknowledged += 1
+                self.update_acknowledged.set()
                 for key in update.added:
                     self.kept_until[key] = update.sent_at + granted.lease
 

@@ -3,18 +3,25 @@
 A failing seed is printed; `HOMING_SIM_SEEDS=100 pytest tests/sim` runs more of them, `HOMING_SIM_FIRST=17` other ones.
 """
 
+import asyncio
 import hashlib
 import os
+import re
+from contextlib import ExitStack
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 
+from server.push.events import make_plan
+from server.zone.node import RRset
 from tests.sim import checks, internet
 from tests.sim.trouble import CALM, Storm
 from tests.sim.world import inhabited
 
 FIRST_SEED = int(os.environ.get("HOMING_SIM_FIRST", "1"))
 SEEDS = int(os.environ.get("HOMING_SIM_SEEDS", "10"))
-STORMS = 8
+STORMS = 6
 LIMIT_SECONDS = 1e6
 
 
@@ -63,3 +70,85 @@ def test_the_same_seed_is_the_same_world() -> None:
         return packets.hexdigest()
 
     assert digest() == digest()
+
+
+# What the product does against loss, lapse and restarts, taken away one by one: a simulation that does not notice is
+# worth nothing.
+
+
+def _only_adds(name: bytes, rtype: int, sure: Any, maybe: Any, ttls: Any, zone: Any, room: int) -> Any:
+    return make_plan(name, rtype, sure & zone, maybe & zone, ttls, zone, room)
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+_live_records = RRset.live
+
+
+async def _acknowledge_first(writer: Any, pending: Any) -> None:
+    batch = writer._draft(pending)
+    commits = writer._commits(batch)
+    writer._publish(batch)
+    await asyncio.sleep(10)
+    if commits:
+        await writer._store.commit(commits)
+
+
+MUTATIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "events are not sent again": (
+        {"server.push.llq_machine.LlqMachine._retry_due": _nothing},
+        "view of Question",
+    ),
+    "events tell no removals": (
+        {"server.push.llq_machine.make_plan": _only_adds},
+        "view of Question",
+    ),
+    "leases do not lapse": (
+        {"server.writer.lapse": _nothing},
+        "lapsed and still there",
+    ),
+    "lapsed records are answered": (
+        {
+            "server.writer.lapse": _nothing,
+            "server.zone.node.RRset.live": lambda rrset, _: rrset,
+            "server.zone.node.RRset.answered_ttl": lambda rrset, _: rrset.ttl,
+        },
+        "told of .* which lapsed",
+    ),
+    "leases end too soon": (
+        {"server.zone.node.RRset.live": lambda rrset, now: _live_records(rrset, now + 2700)},
+        "lost RowKey",
+    ),
+    "updates are acknowledged before they are written": (
+        {"server.writer.Writer.step": _acknowledge_first},
+        "lost RowKey",
+    ),
+    "serials stand still": (
+        {"server.writer.next_serial": lambda serial: serial},
+        "serial of",
+    ),
+    "mappings share external ports": (
+        {"gateway.mappings.MappingTable._is_free": lambda *_, **__: True},
+        "gateway",
+    ),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_the_checks_bite(mutation: str) -> None:
+    """Some world of a few notices, and says what is wrong."""
+    replacements, complaint = MUTATIONS[mutation]
+    found = []
+    with ExitStack() as stack:
+        for target, replacement in replacements.items():
+            stack.enter_context(patch(target, replacement))
+        for seed in range(1, 9):
+            try:
+                live(seed, storms=2)
+            except Violated as violated:
+                found.append(str(violated))
+                if re.search(complaint, found[-1]):
+                    return
+    pytest.fail(f"nobody noticed that {mutation}; noticed: {found}")

@@ -5,6 +5,7 @@ it holds in `busy`, so that no two troubles hurt the same thing.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
@@ -216,13 +217,23 @@ class Storm:
     # Server
 
     async def kill_server(self) -> None:
+        """At any moment, or at a bad one: while a commit is under way, or just after a client was told of one."""
         async with self._held(SERVER) as mine:
             if mine:
+                await self._bad_moment(self.world.store.commit_began, self.world.observer.update_acknowledged)
                 self._say("server killed")
                 await self.world.kill_server()
                 await self._pause(0.1, self.rng.choice((2.0, 600.0)))
                 await self.world.start_server()
                 self._say("server starts")
+
+    async def _bad_moment(self, *moments: asyncio.Event) -> None:
+        moment = self.rng.choice([*moments, asyncio.Event()])
+        moment.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.rng.uniform(0.0, 1200.0)):
+                await moment.wait()
+        await asyncio.sleep(self.rng.uniform(0.0, 0.04))
 
     async def stop_server(self) -> None:
         async with self._held(SERVER) as mine:

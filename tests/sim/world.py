@@ -57,9 +57,11 @@ class SlowStore(MemoryStore):
     def __init__(self, rng: random.Random) -> None:
         super().__init__()
         self.is_broken = False
+        self.commit_began = asyncio.Event()
         self._rng = rng
 
     async def commit(self, commits: Sequence[ZoneCommit]) -> None:
+        self.commit_began.set()
         await asyncio.sleep(self._rng.uniform(0.0, 0.02))
         if self.is_broken:
             raise StoreError("the disk is full")
