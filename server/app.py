@@ -1,6 +1,7 @@
 """The server put together: store, zones, keys, writer, push, listeners. Starts in order and stops in the reverse."""
 
 import asyncio
+import ipaddress
 import os
 import ssl
 from collections.abc import Callable, Coroutine
@@ -20,6 +21,8 @@ from server.service_settings import service_of
 from server.store.api import Store, StoreError
 from server.store.sql import SqlStore
 from server.system import Clock, Entropy, SystemClock, SystemEntropy
+from server.transfer.notify import Notifier
+from server.transfer.service import TransferService
 from server.transport.stream import StreamLimits, StreamServer
 from server.transport.udp import UdpListener
 from server.writer import Writer, load_zone
@@ -36,6 +39,29 @@ STOP_SECONDS: Final = 10.0
 
 class StartError(Exception):
     """The server cannot start; the text is one plain line for the operator."""
+
+
+class _Watchers:
+    """Tells of streams to both who live on them: subscriptions and transfers."""
+
+    def __init__(self, push: PushService, transfers: TransferService) -> None:
+        self._push = push
+        self._transfers = transfers
+
+    def stream_closed(self, via: int) -> None:
+        self._push.stream_closed(via)
+        self._transfers.stream_closed(via)
+
+    def stream_paused(self, via: int) -> None:
+        self._push.stream_paused(via)
+        self._transfers.stream_paused(via)
+
+    def stream_resumed(self, via: int) -> None:
+        self._push.stream_resumed(via)
+        self._transfers.stream_resumed(via)
+
+    def is_watching(self, via: int) -> bool:
+        return self._push.is_watching(via)
 
 
 class Server:
@@ -66,6 +92,7 @@ class Server:
         self.store: Store
         self.writer: Writer
         self.push: PushService
+        self.transfers: TransferService
         self.streams: StreamServer
 
     async def start(self) -> None:
@@ -103,6 +130,23 @@ class Server:
             metrics=self.metrics,
             on_change=self._changed,
         )
+        self.transfers = TransferService(
+            settings.transfer,
+            zones=self.zones,
+            store=self.store,
+            clock=self.clock,
+            metrics=self.metrics,
+            notifier=Notifier(
+                settings.transfer,
+                zones=self.zones,
+                keyring=self.keyring,
+                clock=self.clock,
+                entropy=self.entropy,
+                send=self._send,
+                listener_for=self._notify_listener,
+            ),
+            streams=lambda: self.streams,
+        )
         dispatcher = Dispatcher(
             zones=self.zones,
             keyring=self.keyring,
@@ -111,10 +155,11 @@ class Server:
             clock=self.clock,
             metrics=self.metrics,
             allow_md5=settings.dns.allow_md5,
+            transfers=self.transfers,
         )
         dns = settings.dns
         limits = StreamLimits(dns.tcp_idle_seconds, dns.tcp_connections, dns.tcp_connections_per_address)
-        self.streams = StreamServer(dispatcher.handle, limits, self.metrics, self.push)
+        self.streams = StreamServer(dispatcher.handle, limits, self.metrics, _Watchers(self.push, self.transfers))
         await self._load()
         await self._listen(dispatcher, tls)
         await self._publish_service()
@@ -124,6 +169,7 @@ class Server:
         if settings.metrics.listen:
             address, port = split_host_port(settings.metrics.listen)
             await self._metrics_listener(address, port)
+        self.transfers.begin()
         self._spawn("writer", self.writer.run())
         self._spawn("follow", self._follow(generation))
         self._spawn("key use", self._write_key_use())
@@ -165,6 +211,8 @@ class Server:
         self._tasks.clear()
         if hasattr(self, "push"):
             self.push.close()
+        if hasattr(self, "transfers"):
+            await self.transfers.close()
         if hasattr(self, "streams"):
             await self.streams.close()
         for listener in self._udp.values():
@@ -301,6 +349,7 @@ class Server:
 
     def _changed(self, change: Change) -> None:
         self.push.publish(change)
+        self.transfers.publish(change.apex)
         if self._watch_change is not None:
             self._watch_change(change)
 
@@ -310,6 +359,18 @@ class Server:
             self.streams.send(peer, wire)
         elif peer.via in self._udp:
             self._udp[peer.via].send(peer, wire)
+
+    def _notify_listener(self, host: str) -> int:
+        """The UDP listener for a secondary at this address: of its family, on loopback when it is there."""
+        target = ipaddress.ip_address(host)
+        found = 0
+        best = -1
+        for number, text in enumerate(self.settings.dns.listen):
+            ours = ipaddress.ip_address(split_host_port(text)[0])
+            fits = -1 if ours.version != target.version else int(ours.is_loopback == target.is_loopback)
+            if fits > best:
+                found, best = number, fits
+        return found
 
     def _event_listener(self, peer: Peer) -> int | None:
         """The UDP listener from which a stream's client can be reached at its event port."""

@@ -1,9 +1,11 @@
 """What a principal may do. One uniform refusal covers a private zone, so that it tells nothing of its names."""
 
+import ipaddress
 from typing import Final
 
 from protocol.constants import Ede, Rcode, Type, type_text
-from protocol.name import is_at_or_below, to_text
+from protocol.name import fold, from_text, is_at_or_below, to_text
+from server.config import TransferRules
 from server.discovery import is_discovery_name
 from server.keyring import Principal
 from server.request import Refusal
@@ -32,6 +34,25 @@ def may_read(principal: Principal | None, zone: Zone, key: bytes, rtype: int) ->
     if is_discovery_name(key, zone.apex) or key in (b"\x04_udp" + zone.apex, b"\x04_tcp" + zone.apex):
         return  # the two labels above discovery names too: resolvers that minimise names ask for them (RFC 9156)
     raise Refusal(Rcode.REFUSED, f"{to_text(zone.apex)} is private: sign with one of its keys", ede=Ede.PROHIBITED)
+
+
+def may_transfer(principal: Principal | None, zone: Zone, address: str, rules: TransferRules) -> None:
+    """Raise unless the whole zone may go to this key at this address.
+
+    An administrator's key may have every zone; a private member's zone goes to the member's own keys besides and to
+    nobody else, whatever the rules say. Elsewhere one of `rules` must name the key or hold the address.
+    """
+    if principal is not None and (principal.is_admin or (zone.is_private and principal.member_id == zone.member_id)):
+        return
+    if not zone.is_private:
+        if principal is not None and any(fold(from_text(name)) == principal.key.name for name in rules.allow_keys):
+            return
+        ours = ipaddress.ip_address(address.partition("%")[0])
+        ours = getattr(ours, "ipv4_mapped", None) or ours
+        if any(ours in ipaddress.ip_network(network) for network in rules.allow_addresses):
+            return
+    who = f"key {to_text(principal.key.name)}" if principal is not None else "an unsigned request"
+    raise Refusal(Rcode.REFUSED, f"{who} from {address} may not transfer zone {to_text(zone.apex)}", ede=Ede.PROHIBITED)
 
 
 def may_update(principal: Principal | None, zone: Zone, update: Update, *, leased: bool) -> Principal:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from protocol.name import from_text, to_text
+from protocol.name import fold, from_text, to_text
 
 
 def _host_port(text: str) -> str:
@@ -32,9 +32,14 @@ def _address(text: str) -> str:
     return str(ipaddress.ip_address(text))
 
 
+def _network(text: str) -> str:
+    return str(ipaddress.ip_network(text))
+
+
 HostPort = Annotated[str, AfterValidator(_host_port)]
 Domain = Annotated[str, AfterValidator(_domain)]
 Address = Annotated[str, AfterValidator(_address)]
+Network = Annotated[str, AfterValidator(_network)]
 
 
 class _Section(BaseModel):
@@ -105,6 +110,43 @@ class LlqSettings(_Section):
     longest_wait_seconds: float = Field(default=1.0, ge=0, le=30)
 
 
+class TransferRules(_Section):
+    """Who may have a zone, and who is told when it changes. Nobody by default; an administrator's key always may."""
+
+    allow_keys: list[Domain] = []
+    """Names of keys, say those of a member that stands for a secondary."""
+    allow_addresses: list[Network] = []
+    """Addresses and networks that need no key."""
+    also_notify: list[HostPort] = []
+
+
+class ZoneTransferRules(TransferRules):
+    name: Domain
+
+
+class TransferSettings(TransferRules):
+    """Secondaries. The rules of the table itself hold for every zone but those of private members."""
+
+    notify_key: Domain | None = None
+    """Key that signs each NOTIFY; unsigned when not set."""
+    zones: list[ZoneTransferRules] = []
+    """Rules in place of those above for single zones. A private member's still goes to nobody but its own keys."""
+
+    @model_validator(mode="after")
+    def _zones_once(self) -> "TransferSettings":
+        names = [fold(from_text(rules.name)) for rules in self.zones]
+        if len(names) != len(set(names)):
+            raise ValueError("a zone has one [[transfer.zones]] table")
+        return self
+
+    def rules_for(self, apex: bytes, *, is_private: bool) -> TransferRules:
+        """The rules for the zone at this folded apex."""
+        for rules in self.zones:
+            if fold(from_text(rules.name)) == apex:
+                return rules
+        return TransferRules() if is_private else self
+
+
 class MembersSettings(_Section):
     default: Literal["open", "private"] = "open"
 
@@ -125,6 +167,19 @@ class ServerSettings(_Section):
     dns: DnsSettings = DnsSettings()
     lease: LeaseSettings = LeaseSettings()
     llq: LlqSettings = LlqSettings()
+    transfer: TransferSettings = TransferSettings()
     members: MembersSettings = MembersSettings()
     metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _notify_has_a_way(self) -> "ServerSettings":
+        families = {ipaddress.ip_address(split_host_port(text)[0]).version for text in self.dns.listen}
+        for rules in (self.transfer, *self.transfer.zones):
+            for text in rules.also_notify:
+                version = ipaddress.ip_address(split_host_port(text)[0]).version
+                if version not in families:
+                    raise ValueError(
+                        f"also_notify {text} needs an IPv{version} address in [dns] listen to be sent from"
+                    )
+        return self

@@ -2,6 +2,7 @@
 
 datagram -> decode -> authenticate -> authorise -> QUERY  : answer on the snapshot
                                                 -> LLQ    : subscription state machine + answer
+                                                -> AXFR, IXFR : transfer service, many messages on a stream
                                                 -> UPDATE : writer queue, reply after the commit
 QR=1     -> acknowledgement of an event, else dropped (answering responses would make loops)
 """
@@ -37,6 +38,7 @@ from server.replays import RecentUpdates
 from server.reply import Reply, header_only
 from server.request import Authenticated, Decoded, Refusal, Send, SignatureRefusal
 from server.system import Clock
+from server.transfer.service import TransferService
 from server.writer import Outcome, PendingUpdate, Writer
 from server.zone.model import Actor
 from server.zone.update import Update, UpdateError, read_update, zone_of
@@ -61,6 +63,7 @@ class Dispatcher:
         clock: Clock,
         metrics: Metrics,
         allow_md5: bool,
+        transfers: TransferService | None = None,
     ) -> None:
         self._zones = zones
         self._keyring = keyring
@@ -69,6 +72,7 @@ class Dispatcher:
         self._clock = clock
         self._metrics = metrics
         self._allow_md5 = allow_md5
+        self._transfers = transfers
         self._recent = RecentUpdates()
 
     def handle(self, wire: bytes, peer: Peer, send: Send) -> None:
@@ -104,7 +108,9 @@ class Dispatcher:
                 raise Refusal(Rcode.BADVERS, "EDNS version is not 0")
             request = authenticate(decoded, self._keyring, unix=unix, allow_md5=self._allow_md5)
             reply = Reply(message, peer, unix=unix, principal=request.principal, tsig=request.tsig)
-            if opcode == Opcode.QUERY:
+            if opcode == Opcode.QUERY and self._transfers is not None and self._transfers.wants(message):
+                self._transfers.start(request, reply, lambda wire: self._send(wire, peer, opcode, Rcode.NOERROR, send))
+            elif opcode == Opcode.QUERY:
                 self._send(self._query(request, reply), peer, opcode, Rcode.NOERROR, send)
             elif opcode == Opcode.UPDATE:
                 self._update(request, reply, send)
@@ -214,7 +220,11 @@ class Dispatcher:
         except DecodeError:
             self._drop("response", send)
             return
-        if not self._push.acknowledge(message, peer):
+        if message.header.opcode == Opcode.NOTIFY and self._transfers is not None:
+            is_taken = self._transfers.notify_answered(message, peer)
+        else:
+            is_taken = self._push.acknowledge(message, peer)
+        if not is_taken:
             self._drop("response", send)
             return
         send(_NOTHING)

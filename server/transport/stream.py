@@ -76,6 +76,12 @@ class StreamServer:
         connection.send(wire)
         return True
 
+    def abort(self, peer: Peer) -> None:
+        """Drop the connection a peer stands for, with what it has not read."""
+        connection = self.connections.get(peer.via)
+        if connection is not None:
+            connection.abort()
+
     def adopt(self, server: asyncio.Server) -> None:
         """Close this server too when the streams close."""
         self._servers.append(server)
@@ -242,3 +248,7 @@ class StreamConnection(asyncio.Protocol):
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
