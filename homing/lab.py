@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from client_stub.agent import Agent, AgentError, Status, TunnelStatus
 from client_stub.config import ClientConfig
@@ -114,7 +115,7 @@ class Lab:
     def _server_settings(self) -> ServerSettings:
         return ServerSettings.model_validate(
             {
-                "database": {"url": f"sqlite+aiosqlite:///{self.database}"},
+                "database": {"url": f"sqlite+aiosqlite:///{quote(str(self.database))}"},
                 "zone": {"name": ZONE},
                 "dns": {
                     "listen": [f"{LOOPBACK}:{self._ports.dns}"],

@@ -185,7 +185,7 @@ def test_killed_at_any_moment_nothing_acknowledged_is_lost(tmp_path: Path) -> No
     dice = random.Random(7)
     key = home.key
     stream = Stream(Key(from_text(key["name"]), algorithm_from_text(key["algorithm"]), base64.b64decode(key["secret"])))
-    for _ in range(8):
+    for _ in range(7):
         with start("serve", home.config) as running:
             assert unanswered(running, stream.acknowledged[-100:]) == []
             stream.run(running, dice.uniform(0.02, 0.3))
