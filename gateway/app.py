@@ -19,7 +19,7 @@ import structlog
 
 from .announcer import Announcer
 from .backend.base import Backend
-from .backend.relay import Relay, RelayLimits
+from .backend.choice import backend_for
 from .config import Endpoint, GatewayConfig
 from .errors import InstallRefusedError, StartError, StoreError
 from .listener import Listener
@@ -94,14 +94,7 @@ class Gateway:
         self._config = config
         self._on_event = on_event
         self._system = system or System()
-        limits = config.limits
-        self._backend: Backend = backend or Relay(
-            RelayLimits(
-                udp_idle_seconds=limits.udp_idle_seconds,
-                udp_flows=limits.udp_flows,
-                tcp_connections=limits.tcp_connections,
-            )
-        )
+        self._backend: Backend = backend or backend_for(config)
         self.counters: Counter[str] = Counter()
         self._log = structlog.get_logger(__name__)
         self._rate_limit = RateLimit(config.natpmp.requests_per_second)

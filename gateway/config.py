@@ -1,6 +1,8 @@
 """The gateway's configuration: one TOML file, unknown keys are errors.
 
-backend = "relay"
+backend = "relay"  # or "nftables", which needs its section
+[nftables]
+wan_interface = "eth0"
 [natpmp]
 listen = ["192.168.1.1:5351"]
 [external]
@@ -120,6 +122,25 @@ class LimitsSection(_Section):
         )
 
 
+InterfaceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:@-]{1,15}$")]
+
+
+class NftablesSection(_Section):
+    """`[nftables]`: the back end of a Linux router."""
+
+    wan_interface: InterfaceName
+    """The outer one. It need not be there yet at the start."""
+    lan_interfaces: tuple[InterfaceName, ...] = ()
+    """The inner ones; if none is named, all but the outer one."""
+    hairpin: bool = True
+    """Whether inner hosts, and the router itself, reach mappings at the external address."""
+    guard: bool = True
+    """Whether IPv4 packets from outside are forwarded along mappings and answers only. Switch it off where public
+    addresses are routed to the inside, or where another firewall sees to it."""
+    keep_on_stop: bool = False
+    """Whether mappings go on carrying packets while the gateway does not run."""
+
+
 class StateSection(_Section):
     """`[state]`: what survives a restart."""
 
@@ -137,9 +158,16 @@ class StaticMapping(_Section):
 class GatewayConfig(_Section):
     """The whole file."""
 
-    backend: Literal["relay"] = "relay"
+    backend: Literal["relay", "nftables"] = "relay"
+    nftables: NftablesSection | None = None
     natpmp: NatPmpSection
     external: ExternalSection = ExternalSection()
     limits: LimitsSection = LimitsSection()
     state: StateSection
     static: tuple[StaticMapping, ...] = ()
+
+    @model_validator(mode="after")
+    def _backend_has_its_section(self) -> Self:
+        if (self.backend == "nftables") != (self.nftables is not None):
+            raise ValueError('backend = "nftables" and the section [nftables] go together')
+        return self

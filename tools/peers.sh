@@ -11,6 +11,9 @@ need knsupdate knot-dnsutils
 need natpmpc natpmpc
 need dnsperf dnsperf
 need ip iproute2
+need nft nftables
+# The gateway loads this one into its own process.
+[ -n "$(find /usr/lib /usr/local/lib -name 'libnftables.so.1' -print -quit 2>/dev/null)" ] || missing="$missing libnftables1"
 [ -z "$missing" ] && exit 0
 missing=$(printf '%s\n' $missing | sort -u | tr '\n' ' ')
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

@@ -1,0 +1,536 @@
+"""The back end of a Linux router: the kernel carries the packets, through the nftables table `inet homing`.
+
+A mapping is one element of the map `inward` (packets from outside) and its reverse in `outward` (the internal host's
+own packets keep the mapped port, RFC 6886 §3.3 and RFC 4787 §4.1). Rules are the same for any number of mappings, and
+everything happens in this one table: what other tables do stays theirs. An accepting rule here cannot overrule a
+dropping one there, so a firewall of the router needs `ct status dnat accept` in its own forward chain.
+
+Conntrack entries outlive the rules that made them. Those of a removed mapping are dropped, and for a new UDP mapping
+those from before it, which would keep old flows on old ports. That happens in a thread, a moment after the change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import socket
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Address
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import structlog
+
+from gateway.errors import InstallRefusedError, StartError
+from gateway.mappings import Install, Transport
+
+from .libnftables import LIBRARY, Nftables, NftablesError
+from .netfilter import End, Netfilter, Pattern, RulesetEvents, Way
+
+TABLE = "homing"
+CHECK_SECONDS = 30.0
+"""How often the kernel's generation is compared with ours, should an event have been lost."""
+SETTLE_SECONDS = 0.2
+"""Wait after somebody else's change: who flushes a ruleset mostly loads another one at once."""
+CLAIM_SECONDS = 1.0
+"""How long elements of an earlier run wait for their mapping to be installed again."""
+FLOW_SECONDS = 0.05
+"""Dropped flows are collected for this long: mappings often end together, and each search costs milliseconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NftablesOptions:
+    """What the configuration says. Without `lan_interfaces` each interface but the outer one is inside."""
+
+    wan_interface: str
+    lan_interfaces: tuple[str, ...] = ()
+    hairpin: bool = True
+    guard: bool = True
+    keep_on_stop: bool = False
+
+
+class Outside(NamedTuple):
+    """The outer end of a mapping."""
+
+    address: str
+    transport: int
+    port: int
+
+
+class Inside(NamedTuple):
+    """The inner end of a mapping, with the transport that its reverse needs."""
+
+    host: str
+    transport: int
+    port: int
+
+
+class Element(NamedTuple):
+    """A mapping as the kernel has it."""
+
+    outside: Outside
+    inside: Inside
+
+
+def ruleset(options: NftablesOptions, elements: Iterable[Element] = ()) -> str:
+    """The commands that put the whole table, with these elements, in the place of whatever it was."""
+    wan = f'"{options.wan_interface}"'
+    lans = "{ " + ", ".join(f'"{name}"' for name in options.lan_interfaces) + " }"
+    from_lan, to_lan = (
+        (f"iifname {lans}", f"oifname {lans}")
+        if options.lan_interfaces
+        else (
+            f"iifname != {wan}",
+            f"oifname != {wan}",
+        )
+    )
+    inward = "dnat ip to ip daddr . meta l4proto . th dport map @inward"
+    outward = "snat ip to ip saddr . meta l4proto . th sport map @outward"
+    types = "type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service"
+    lines = [
+        f"add table inet {TABLE}",
+        f"delete table inet {TABLE}",
+        f"add table inet {TABLE}",
+        f"add map inet {TABLE} inward {{ {types}; }}",
+        f"add map inet {TABLE} outward {{ {types}; }}",
+        # A router's own forwardings come before ours, and ours before its masquerading.
+        f"add chain inet {TABLE} prerouting {{ type nat hook prerouting priority dstnat + 5; }}",
+        f"add chain inet {TABLE} postrouting {{ type nat hook postrouting priority srcnat - 5; }}",
+        f"add rule inet {TABLE} prerouting iifname {wan} {inward}",
+        f"add rule inet {TABLE} postrouting oifname {wan} {outward}",
+    ]
+    if options.hairpin:
+        back = f"{from_lan} {to_lan} ct status dnat ct original ip daddr @external"
+        lines += [
+            f"add set inet {TABLE} external {{ type ipv4_addr; }}",
+            f"add rule inet {TABLE} prerouting {from_lan} {inward}",
+            # The router's own programs reach its mappings too.
+            f"add chain inet {TABLE} output {{ type nat hook output priority -95; }}",
+            f"add rule inet {TABLE} output {inward}",
+            # Both ends see the other one's external address (RFC 4787 REQ-9, RFC 5382 REQ-8).
+            f"add rule inet {TABLE} postrouting {back} {outward}",
+            f"add rule inet {TABLE} postrouting {back} snat ip to ct original ip daddr",
+        ]
+    if options.guard:
+        # Who is next to us outside may have a route to internal addresses; only mappings lead there.
+        lines += [
+            f"add chain inet {TABLE} forward {{ type filter hook forward priority filter - 5; }}",
+            f"add rule inet {TABLE} forward iifname {wan} ct status dnat accept",
+            f"add rule inet {TABLE} forward iifname {wan} meta nfproto ipv4 ct state new,invalid drop",
+        ]
+    return "\n".join([*lines, *_additions(elements, external=options.hairpin)])
+
+
+def _additions(elements: Iterable[Element], *, external: bool) -> list[str]:
+    listed = list(elements)
+    if not listed:
+        return []
+    inward = ", ".join(f"{_key(outside)} : {inside.host} . {inside.port}" for outside, inside in listed)
+    outward = ", ".join(f"{_key(inside)} : {outside.address} . {outside.port}" for outside, inside in listed)
+    lines = [
+        f"add element inet {TABLE} inward {{ {inward} }}",
+        f"add element inet {TABLE} outward {{ {outward} }}",
+    ]
+    if external:
+        addresses = ", ".join(sorted({element.outside.address for element in listed}))
+        lines.append(f"add element inet {TABLE} external {{ {addresses} }}")
+    return lines
+
+
+def _deletions(elements: Iterable[Element]) -> list[str]:
+    listed = list(elements)
+    if not listed:
+        return []
+    return [
+        f"delete element inet {TABLE} inward {{ {', '.join(_key(element.outside) for element in listed)} }}",
+        f"delete element inet {TABLE} outward {{ {', '.join(_key(element.inside) for element in listed)} }}",
+    ]
+
+
+def _key(end: Outside | Inside) -> str:
+    return f"{end[0]} . {end.transport} . {end.port}"
+
+
+class NftablesBackend:
+    """Implements `gateway.backend.base.Backend` with rules of the kernel."""
+
+    def __init__(self, options: NftablesOptions, *, library: str = LIBRARY) -> None:
+        self.counters: Counter[str] = Counter()
+        self._options = options
+        self._library = library
+        self._log = structlog.get_logger(__name__)
+        self._nftables: Nftables | None = None
+        self._netfilter: Netfilter | None = None
+        self._events: RulesetEvents | None = None
+        self._flows: Netfilter | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gateway-conntrack")
+        self._elements: dict[int, Element] = {}
+        self._by_outside: dict[Outside, int] = {}
+        self._by_inside: dict[Inside, int] = {}
+        self._left_over_inside: dict[Inside, Element] = {}
+        self._left_over: dict[Outside, Element] = {}
+        """Elements of an earlier run that nobody has installed again yet."""
+        self._external: set[str] = set()
+        self._rules = ""
+        self._generation = 0
+        self._suspicion = False
+        self._check: asyncio.TimerHandle | None = None
+        self._claim: asyncio.TimerHandle | None = None
+        self._flow_timer: asyncio.TimerHandle | None = None
+        self._stale: set[Pattern] = set()
+        self._dropping: set[asyncio.Future[int]] = set()
+
+    # -- the protocol ----------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        try:
+            self._start()
+        except BaseException:
+            self._close()
+            raise
+
+    async def stop(self) -> None:
+        """Remove the table and end its flows; with `keep_on_stop` everything stays for the next run."""
+        if self._nftables is not None:
+            if self._options.keep_on_stop:
+                self._drop_unclaimed()
+            else:
+                with contextlib.suppress(NftablesError):
+                    self._nftables.run(f"add table inet {TABLE}\ndelete table inet {TABLE}")
+                for element in (*self._elements.values(), *self._left_over.values()):
+                    self._stale |= _flows_of(element)
+            self._drop_flows()
+            if self._dropping:
+                await asyncio.wait(self._dropping)
+        self._elements.clear()
+        self._close()
+
+    def check_address(self, external_address: str) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            _bind(probe, external_address, 0)
+
+    def install(self, install: Install) -> None:
+        element = _element(install)
+        if element.outside in self._by_outside or element.inside in self._by_inside:
+            raise InstallRefusedError("a mapping has this port already")
+        _must_be_free(element.outside)
+        self._elements[install.number] = element
+        self._by_outside[element.outside] = install.number
+        self._by_inside[element.inside] = install.number
+        # Elements of an earlier run either are this mapping already or make way for it, in the same transaction.
+        before = self._claim_left_over(element)
+        if element in before:
+            return
+        commands = _deletions(before) + _additions([element], external=self._is_new_address(element))
+        try:
+            self._change(commands)
+        except NftablesError as error:
+            self._forget(install.number)
+            raise InstallRefusedError(f"nftables: {error}") from error
+        self._external.add(element.outside.address)
+        for other in before:
+            self._stale |= _flows_of(other)
+        if element.outside.transport == Transport.UDP:
+            # What was sent before the mapping was there made entries that would keep those flows from it.
+            self._stale |= _flows_of(element)
+            self._stale.add(Pattern(Way.ORIGINAL, End.SENDER, element.inside.transport, *_place(element.inside)))
+        self._plan_flows()
+
+    def remove(self, number: int) -> None:
+        element = self._forget(number)
+        if element is None:
+            return
+        self._stale |= _flows_of(element)
+        self._plan_flows()
+        try:
+            self._change(_deletions([element]))
+        except NftablesError as error:
+            self._log.error("mapping could not be removed from nftables", reason=str(error))
+
+    # -- start and stop --------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        try:
+            # First of all: libnftables itself would end the process where there is no netfilter.
+            self._netfilter = Netfilter()
+            self._flows = Netfilter()
+            self._netfilter.generation()
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.EACCES):
+                raise StartError("back end nftables: needs root or CAP_NET_ADMIN") from None
+            raise StartError(f"back end nftables: the kernel has no nftables ({error.strerror or error})") from None
+        try:
+            self._nftables = Nftables(self._library)
+        except NftablesError as error:
+            raise StartError(f"back end nftables: {error}") from None
+        self._must_forward()
+        left_over = self._elements_in_kernel() or set()
+        self._left_over = {element.outside: element for element in left_over}
+        self._left_over_inside = {element.inside: element for element in left_over}
+        try:
+            self._put_all()
+        except NftablesError as error:
+            raise StartError(f"back end nftables: {error}") from None
+        self._events = RulesetEvents(TABLE)
+        self._generation = self._netfilter.generation()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._events.fileno(), self._hear)
+        self._plan_check(CHECK_SECONDS)
+        if left_over:
+            self._log.info("elements of an earlier run taken over", count=len(left_over))
+            self._claim = loop.call_later(CLAIM_SECONDS, self._drop_unclaimed)
+
+    def _must_forward(self) -> None:
+        """Refuse to work on a machine that does not forward. An interface may come later, so it may be missing."""
+        name = self._options.wan_interface
+        for setting in (Path(f"/proc/sys/net/ipv4/conf/{name}/forwarding"), Path("/proc/sys/net/ipv4/ip_forward")):
+            with contextlib.suppress(OSError):
+                if setting.read_text().strip() == "0":
+                    raise StartError("back end nftables: forwarding is off (sysctl -w net.ipv4.ip_forward=1)")
+                return
+
+    def _close(self) -> None:
+        for timer in (self._check, self._claim, self._flow_timer):
+            if timer is not None:
+                timer.cancel()
+        if self._events is not None:
+            asyncio.get_running_loop().remove_reader(self._events.fileno())
+            self._events.close()
+            self._events = None
+        if self._nftables is not None:
+            self._nftables.close()
+            self._nftables = None
+        self._thread.shutdown(wait=True)
+        for netfilter in (self._netfilter, self._flows):
+            if netfilter is not None:
+                netfilter.close()
+        self._netfilter = self._flows = None
+
+    # -- the kernel's table ----------------------------------------------------------------------------------------
+
+    def _change(self, commands: list[str]) -> None:
+        """Commit a change. Where the kernel refuses it, the table is not as we left it: it is put back whole."""
+        if not commands:
+            return
+        assert self._nftables is not None
+        try:
+            self._nftables.run("\n".join(commands))
+        except NftablesError as error:
+            self._log.warning("nftables refused a change, the table is put back", reason=str(error))
+            try:
+                self._put_all()
+            except NftablesError:
+                self._suspect_change()
+                raise
+            self.counters["tables put back"] += 1
+        self._account()
+
+    def _account(self) -> None:
+        """Take our own change as known, and look closer if it was not the only one since."""
+        assert self._netfilter is not None
+        if self._events is None:
+            return
+        self._events.drain()
+        generation = self._netfilter.generation()
+        if generation != self._generation + 1:
+            self._suspect_change()
+        elif not self._suspicion:
+            self._generation = generation
+
+    def _suspect_change(self) -> None:
+        """Have the whole table compared soon."""
+        self._suspicion = True
+        self._plan_check(SETTLE_SECONDS)
+
+    def _put_all(self) -> None:
+        assert self._nftables is not None
+        elements = [*self._elements.values(), *self._left_over.values()]
+        self._nftables.run(ruleset(self._options, elements))
+        self._external = {element.outside.address for element in elements}
+        self._rules = self._nftables.list_terse(f"table inet {TABLE}")
+
+    def _elements_in_kernel(self) -> set[Element] | None:
+        """All mappings of the kernel's table, or None where it has none, or not one element for each in both maps."""
+        assert self._nftables is not None
+        try:
+            inward = _pairs(self._nftables.list_json(f"map inet {TABLE} inward"))
+            outward = _pairs(self._nftables.list_json(f"map inet {TABLE} outward"))
+        except (NftablesError, ValueError, KeyError, TypeError, IndexError):
+            return None
+        if {(host, kind, port): (address, outer) for (address, kind, outer), (host, port) in inward.items()} != outward:
+            return None
+        return {Element(Outside(*key), Inside(host, key[1], port)) for key, (host, port) in inward.items()}
+
+    def _is_intact(self) -> bool:
+        assert self._nftables is not None
+        try:
+            if self._nftables.list_terse(f"table inet {TABLE}") != self._rules:
+                return False
+        except NftablesError:
+            return False
+        return self._elements_in_kernel() == {*self._elements.values(), *self._left_over.values()}
+
+    def _hear(self) -> None:
+        """Somebody changed a ruleset; ours, perhaps."""
+        assert self._events is not None
+        assert self._netfilter is not None
+        if self._events.drain():
+            self._suspect_change()
+        elif not self._suspicion:
+            self._generation = self._netfilter.generation()
+
+    def _plan_check(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._check is not None:
+            if self._check.when() <= loop.time() + seconds:
+                return
+            self._check.cancel()
+        self._check = loop.call_later(seconds, self._check_table)
+
+    def _check_table(self) -> None:
+        """Put the table back if it is not as we left it."""
+        assert self._netfilter is not None
+        self._check = None
+        try:
+            generation = self._netfilter.generation()
+            if self._suspicion or generation != self._generation:
+                is_intact = self._is_intact()
+                self._generation = generation
+                self._suspicion = False
+                if not is_intact:
+                    self._log.warning("somebody changed our nftables table, it is put back", table=f"inet {TABLE}")
+                    self._put_all()
+                    self.counters["tables put back"] += 1
+                    self._account()
+        except (NftablesError, OSError) as error:
+            self._suspicion = True
+            self._log.error("nftables table cannot be checked", reason=str(error))
+        self._plan_check(CHECK_SECONDS)
+
+    def _drop_unclaimed(self) -> None:
+        """Remove what an earlier run left and nobody asked for again."""
+        left_over = list(self._left_over.values())
+        self._left_over.clear()
+        self._left_over_inside.clear()
+        for element in left_over:
+            self._stale |= _flows_of(element)
+        self._plan_flows()
+        try:
+            self._change(_deletions(left_over))
+        except NftablesError as error:
+            self._log.error("old mappings could not be removed from nftables", reason=str(error))
+        else:
+            if left_over:
+                self._log.info("elements of an earlier run removed", count=len(left_over))
+
+    def _claim_left_over(self, element: Element) -> list[Element]:
+        """Take out what an earlier run left on either end of a mapping."""
+        claimed = {
+            other
+            for other in (self._left_over.get(element.outside), self._left_over_inside.get(element.inside))
+            if other is not None
+        }
+        for other in claimed:
+            del self._left_over[other.outside]
+            del self._left_over_inside[other.inside]
+        return list(claimed)
+
+    def _is_new_address(self, element: Element) -> bool:
+        return self._options.hairpin and element.outside.address not in self._external
+
+    def _forget(self, number: int) -> Element | None:
+        element = self._elements.pop(number, None)
+        if element is not None:
+            del self._by_outside[element.outside]
+            del self._by_inside[element.inside]
+        return element
+
+    # -- conntrack -------------------------------------------------------------------------------------------------
+
+    def _plan_flows(self) -> None:
+        if self._stale and self._flow_timer is None:
+            self._flow_timer = asyncio.get_running_loop().call_later(FLOW_SECONDS, self._drop_flows)
+
+    def _drop_flows(self) -> None:
+        if self._flow_timer is not None:
+            self._flow_timer.cancel()
+            self._flow_timer = None
+        if not self._stale:
+            return
+        assert self._flows is not None
+        stale, self._stale = self._stale, set()
+        dropping = asyncio.get_running_loop().run_in_executor(self._thread, self._flows.drop_flows, stale)
+        self._dropping.add(dropping)
+        dropping.add_done_callback(self._flows_dropped)
+
+    def _flows_dropped(self, dropping: asyncio.Future[int]) -> None:
+        self._dropping.discard(dropping)
+        if dropping.cancelled():
+            return
+        failure = dropping.exception()
+        if failure is None:
+            self.counters["flows dropped"] += dropping.result()
+        else:
+            self.counters["failures"] += 1
+            self._log.error("flows of old mappings could not be dropped", reason=str(failure))
+
+
+def _element(install: Install) -> Element:
+    mapping = install.mapping
+    key = mapping.key
+    try:
+        address, host = str(IPv4Address(install.external_address)), str(IPv4Address(key.host))
+    except AddressValueError:
+        raise InstallRefusedError("only IPv4 can be mapped") from None
+    return Element(
+        Outside(address, int(key.transport), mapping.external_port), Inside(host, int(key.transport), key.port)
+    )
+
+
+def _place(end: Outside | Inside) -> tuple[str, int]:
+    return end[0], end.port
+
+
+def _flows_of(element: Element) -> set[Pattern]:
+    """The flows through a mapping: begun outside, or by a hairpin, and begun by the internal host."""
+    outside = element.outside
+    return {
+        Pattern(way, End.RECEIVER, outside.transport, outside.address, outside.port)
+        for way in (Way.ORIGINAL, Way.REPLY)
+    }
+
+
+def _bind(probe: socket.socket, address: str, port: int) -> None:
+    try:
+        probe.bind((address, port))
+    except OSError as error:
+        raise InstallRefusedError(error.strerror or str(error)) from error
+
+
+def _must_be_free(outside: Outside) -> None:
+    """Refuse a port that a program of the router itself has: the rules would take its packets away."""
+    kind = socket.SOCK_DGRAM if outside.transport == Transport.UDP else socket.SOCK_STREAM
+    with socket.socket(socket.AF_INET, kind) as probe:
+        if kind == socket.SOCK_STREAM:
+            # Closed connections that linger are no obstacle, only somebody who listens is.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _bind(probe, outside.address, outside.port)
+
+
+def _pairs(listing: str) -> dict[tuple[str, int, int], tuple[str, int]]:
+    """The elements of a map. Raises ValueError, KeyError, TypeError or IndexError on any other shape."""
+    entries: list[dict[str, Any]] = json.loads(listing)["nftables"]
+    elements = next(entry["map"] for entry in entries if "map" in entry).get("elem", [])
+    pairs = {}
+    for key, value in elements:
+        address, transport, port = key["concat"]
+        host, inner_port = value["concat"]
+        # Some versions print protocols by name whatever they are asked for.
+        number = int(Transport[transport.upper()]) if isinstance(transport, str) else int(transport)
+        pairs[str(address), number, int(port)] = (str(host), int(inner_port))
+    return pairs

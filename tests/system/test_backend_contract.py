@@ -1,0 +1,274 @@
+"""What every back end does, shown with packets between the namespaces lan - router - wan."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from gateway.backend.base import Backend
+from gateway.backend.nftables import NftablesBackend, NftablesOptions
+from gateway.backend.relay import Relay, RelayLimits
+from gateway.errors import InstallRefusedError
+from gateway.mappings import Install, Key, Mapping, Origin, Transport
+from tests.support.namespaces import LAN_HOST, LAN_OTHER, WAIT, WAN_HOST, WAN_LINK, WAN_ROUTER, Network, made
+
+PORT = 40123
+CLOSED_SECONDS = 0.5
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Network]:
+    with made(f"hc{os.getpid() % 100000}") as network:
+        yield network
+
+
+@pytest.fixture(params=["relay", "nftables"])
+async def backend(request: pytest.FixtureRequest, network: Network) -> AsyncIterator[Backend]:
+    if request.param == "relay":
+        backend: Backend = Relay(RelayLimits())
+    else:
+        backend = NftablesBackend(NftablesOptions(wan_interface=WAN_LINK))
+    await backend.start()
+    try:
+        yield backend
+    finally:
+        await backend.stop()
+
+
+def install(
+    backend: Backend,
+    inside: tuple[str, int],
+    transport: Transport = Transport.UDP,
+    port: int = PORT,
+    number: int = 1,
+    address: str = WAN_ROUTER,
+) -> None:
+    mapping = Mapping(key=Key(transport, *inside), external_port=port, origin=Origin.NATPMP, expires_at=1e9)
+    backend.install(Install(number, mapping, address))
+
+
+async def hear(sock: socket.socket, seconds: float = WAIT) -> tuple[bytes, tuple[str, int]]:
+    async with asyncio.timeout(seconds):
+        datagram, peer = await asyncio.get_running_loop().sock_recvfrom(sock, 65535)
+    return datagram, peer
+
+
+async def accept(sock: socket.socket) -> socket.socket:
+    async with asyncio.timeout(WAIT):
+        connection, _ = await asyncio.get_running_loop().sock_accept(sock)
+    return connection
+
+
+async def read(sock: socket.socket) -> bytes:
+    async with asyncio.timeout(WAIT):
+        return await asyncio.get_running_loop().sock_recv(sock, 65535)
+
+
+async def connect(sock: socket.socket, endpoint: tuple[str, int]) -> None:
+    async with asyncio.timeout(WAIT):
+        await asyncio.get_running_loop().sock_connect(sock, endpoint)
+
+
+async def udp_is_closed(network: Network) -> None:
+    """A fresh sender gets a refusal from the router."""
+    with network.udp(network.wan, WAN_HOST) as sender:
+        await connect(sender, (WAN_ROUTER, PORT))
+        sender.send(b"anyone")
+        with pytest.raises(ConnectionRefusedError):
+            await read(sender)
+
+
+async def tcp_is_closed(network: Network) -> None:
+    with network.tcp(network.wan, WAN_HOST) as sock, pytest.raises(ConnectionRefusedError):
+        await connect(sock, (WAN_ROUTER, PORT))
+
+
+async def test_udp_travels_both_ways(network: Network, backend: Backend) -> None:
+    with network.udp(network.lan, LAN_HOST) as inside, network.udp(network.wan, WAN_HOST) as outside:
+        install(backend, inside.getsockname())
+        outside.sendto(b"in", (WAN_ROUTER, PORT))
+        datagram, peer = await hear(inside)
+        assert datagram == b"in"
+        inside.sendto(b"out", peer)
+        assert await hear(outside) == (b"out", (WAN_ROUTER, PORT))
+
+
+async def test_tcp_travels_both_ways_and_ends_by_halves(network: Network, backend: Backend) -> None:
+    loop = asyncio.get_running_loop()
+    with network.listener(network.lan, LAN_HOST) as server, network.tcp(network.wan, WAN_HOST) as outside:
+        install(backend, server.getsockname(), Transport.TCP)
+        await connect(outside, (WAN_ROUTER, PORT))
+        with await accept(server) as inside:
+            await loop.sock_sendall(outside, b"question")
+            assert await read(inside) == b"question"
+            outside.shutdown(socket.SHUT_WR)
+            assert await read(inside) == b""
+            await loop.sock_sendall(inside, b"answer")
+            assert await read(outside) == b"answer"
+            inside.shutdown(socket.SHUT_WR)
+            assert await read(outside) == b""
+
+
+async def test_the_external_address_works_from_inside(network: Network, backend: Backend) -> None:
+    with network.udp(network.lan, LAN_HOST) as inside, network.udp(network.lan, LAN_OTHER) as neighbour:
+        install(backend, inside.getsockname())
+        for sender in (neighbour, inside):  # a host reaches itself, too
+            sender.sendto(b"round", (WAN_ROUTER, PORT))
+            datagram, peer = await hear(inside)
+            assert datagram == b"round"
+            inside.sendto(b"back", peer)
+            assert await hear(sender) == (b"back", (WAN_ROUTER, PORT))
+
+
+async def test_tcp_from_inside_to_the_external_address(network: Network, backend: Backend) -> None:
+    loop = asyncio.get_running_loop()
+    with network.listener(network.lan, LAN_HOST) as server, network.tcp(network.lan, LAN_OTHER) as neighbour:
+        install(backend, server.getsockname(), Transport.TCP)
+        await connect(neighbour, (WAN_ROUTER, PORT))
+        with await accept(server) as inside:
+            await loop.sock_sendall(neighbour, b"question")
+            assert await read(inside) == b"question"
+            await loop.sock_sendall(inside, b"answer")
+            assert await read(neighbour) == b"answer"
+
+
+async def test_the_router_reaches_its_own_mappings(network: Network, backend: Backend) -> None:
+    with network.udp(network.lan, LAN_HOST) as inside, network.udp(network.router, WAN_ROUTER) as router:
+        install(backend, inside.getsockname())
+        router.sendto(b"local", (WAN_ROUTER, PORT))
+        datagram, peer = await hear(inside)
+        assert datagram == b"local"
+        inside.sendto(b"back", peer)
+        assert await hear(router) == (b"back", (WAN_ROUTER, PORT))
+
+
+async def test_only_what_is_mapped_is_open(network: Network, backend: Backend) -> None:
+    with network.udp(network.lan, LAN_HOST) as inside:
+        await udp_is_closed(network)
+        await tcp_is_closed(network)
+        install(backend, inside.getsockname(), Transport.UDP)
+        await tcp_is_closed(network)
+        with network.udp(network.wan, WAN_HOST) as sender:
+            await connect(sender, (WAN_ROUTER, PORT + 1))
+            sender.send(b"anyone")
+            with pytest.raises(ConnectionRefusedError):
+                await read(sender)
+        with pytest.raises(BlockingIOError):
+            inside.recv(100)
+
+
+async def test_one_port_leads_to_two_places_by_transport(network: Network, backend: Backend) -> None:
+    with (
+        network.udp(network.lan, LAN_HOST) as inside,
+        network.listener(network.lan, LAN_HOST) as server,
+        network.udp(network.wan, WAN_HOST) as datagrams,
+        network.tcp(network.wan, WAN_HOST) as stream,
+    ):
+        install(backend, inside.getsockname(), Transport.UDP, number=1)
+        install(backend, server.getsockname(), Transport.TCP, number=2)
+        await connect(stream, (WAN_ROUTER, PORT))
+        (await accept(server)).close()
+        backend.remove(2)
+        await tcp_is_closed(network)
+        datagrams.sendto(b"still", (WAN_ROUTER, PORT))
+        assert (await hear(inside))[0] == b"still"
+
+
+async def test_a_removed_udp_mapping_is_closed_for_old_flows_too(network: Network, backend: Backend) -> None:
+    with network.udp(network.lan, LAN_HOST) as inside, network.udp(network.wan, WAN_HOST) as outside:
+        install(backend, inside.getsockname())
+        outside.sendto(b"before", (WAN_ROUTER, PORT))
+        _, peer = await hear(inside)
+        inside.sendto(b"flow", peer)
+        await hear(outside)
+        backend.remove(1)
+        await udp_is_closed(network)
+        await asyncio.sleep(CLOSED_SECONDS)
+        outside.sendto(b"after", (WAN_ROUTER, PORT))
+        with pytest.raises(TimeoutError):
+            await hear(inside, 0.3)
+
+
+async def test_a_removed_tcp_mapping_ends_its_connections(network: Network, backend: Backend) -> None:
+    loop = asyncio.get_running_loop()
+    with network.listener(network.lan, LAN_HOST) as server, network.tcp(network.wan, WAN_HOST) as outside:
+        install(backend, server.getsockname(), Transport.TCP)
+        await connect(outside, (WAN_ROUTER, PORT))
+        with await accept(server) as inside:
+            await loop.sock_sendall(outside, b"before")
+            assert await read(inside) == b"before"
+            backend.remove(1)
+            await tcp_is_closed(network)
+            await asyncio.sleep(CLOSED_SECONDS)
+            with pytest.raises((ConnectionResetError, BrokenPipeError)):
+                await loop.sock_sendall(outside, b"after")
+                await read(outside)
+
+
+async def test_a_port_moves_to_another_host_with_its_flows(network: Network, backend: Backend) -> None:
+    with (
+        network.udp(network.lan, LAN_HOST) as first,
+        network.udp(network.lan, LAN_OTHER) as second,
+        network.udp(network.wan, WAN_HOST) as outside,
+    ):
+        install(backend, first.getsockname(), number=1)
+        outside.sendto(b"one", (WAN_ROUTER, PORT))
+        assert (await hear(first))[0] == b"one"
+        backend.remove(1)
+        install(backend, second.getsockname(), number=2)
+        await asyncio.sleep(CLOSED_SECONDS)
+        outside.sendto(b"two", (WAN_ROUTER, PORT))
+        assert (await hear(second))[0] == b"two"
+
+
+async def test_who_called_before_the_mapping_is_heard_after_it(network: Network, backend: Backend) -> None:
+    with network.udp(network.lan, LAN_HOST) as inside, network.udp(network.wan, WAN_HOST) as outside:
+        outside.sendto(b"early", (WAN_ROUTER, PORT))
+        await asyncio.sleep(0.05)
+        install(backend, inside.getsockname())
+        async with asyncio.timeout(CLOSED_SECONDS):
+            while True:
+                outside.sendto(b"again", (WAN_ROUTER, PORT))
+                with contextlib.suppress(TimeoutError):
+                    await hear(inside, 0.1)
+                    break
+
+
+async def test_refusals(network: Network, backend: Backend) -> None:
+    inside = (LAN_HOST, 4500)
+    with pytest.raises(InstallRefusedError):
+        backend.check_address("192.0.2.1")
+    backend.check_address(WAN_ROUTER)
+    for transport in Transport:
+        with pytest.raises(InstallRefusedError):
+            install(backend, inside, transport, address="192.0.2.1")
+    with network.udp(network.router, "0.0.0.0") as program, pytest.raises(InstallRefusedError):
+        install(backend, inside, port=program.getsockname()[1])
+    with network.listener(network.router, WAN_ROUTER) as program, pytest.raises(InstallRefusedError):
+        install(backend, inside, Transport.TCP, port=program.getsockname()[1])
+    install(backend, inside, number=7)
+    with pytest.raises(InstallRefusedError):
+        install(backend, (LAN_HOST, 4501), number=8)
+    backend.remove(8)
+    backend.remove(7)
+    backend.remove(7)
+    install(backend, (LAN_HOST, 4501), number=9)
+
+
+async def test_the_end_closes_everything(network: Network, backend: Backend) -> None:
+    with network.udp(network.lan, LAN_HOST) as inside, network.udp(network.wan, WAN_HOST) as outside:
+        install(backend, inside.getsockname(), Transport.UDP, number=1)
+        install(backend, inside.getsockname(), Transport.TCP, number=2)
+        outside.sendto(b"before", (WAN_ROUTER, PORT))
+        await hear(inside)
+        await backend.stop()
+        await udp_is_closed(network)
+        await tcp_is_closed(network)
+        outside.sendto(b"after", (WAN_ROUTER, PORT))
+        with pytest.raises(TimeoutError):
+            await hear(inside, 0.3)
