@@ -108,7 +108,8 @@ def draw(picture: LabPicture, log: EventLog, height: int) -> Group:
     for mapping in picture.mappings:
         mappings.add_row(mapping.protocol, mapping.external, mapping.internal, duration(mapping.left))
     zones = "  ".join(f"{apex} serial {serial}" for apex, serial in picture.serials)
-    status = Text(f"{zones}   {picture.leases} leased names   {picture.subscriptions} subscriptions", style="dim")
+    counts = f"{picture.leases} leased names   {picture.subscriptions} subscriptions"
+    status = Text(f"{counts}   {zones}", style="dim", no_wrap=True, overflow="ellipsis")
     used = 12 + len(picture.machines) + len(picture.tunnels) + len(picture.mappings)
     lines = Text(no_wrap=True, overflow="ellipsis")
     for at, who, text in log.last(max(3, height - used)):
@@ -118,6 +119,7 @@ def draw(picture: LabPicture, log: EventLog, height: int) -> Group:
     keys = Text("r renumber the router   k kill and restart a client   q quit", style="reverse")
     return Group(
         Text(picture.title, style="bold", no_wrap=True, overflow="ellipsis"),
+        keys,  # at the top: a low terminal cuts the bottom off
         status,
         Text(),
         machines,
@@ -128,5 +130,4 @@ def draw(picture: LabPicture, log: EventLog, height: int) -> Group:
         Text(),
         Text("events", style="bold cyan"),
         lines,
-        keys,
     )

@@ -227,9 +227,9 @@ def find_all(pattern: re.Pattern[str], words: list[str]) -> list[re.Match[str]]:
 
 
 @contextmanager
-def terminal(*arguments: str) -> Iterator[Terminal]:
+def terminal(*arguments: str, rows: int = ROWS, columns: int = COLUMNS) -> Iterator[Terminal]:
     master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", ROWS, COLUMNS, 0, 0))
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
     kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR", "CI")}
     process = subprocess.Popen(
         [*HOMING, *arguments],
@@ -293,6 +293,13 @@ def test_the_live_table_and_its_keys(tmp_path: Path) -> None:
         assert screen.raw.rfind(b"\x1b[?25h") > screen.raw.rfind(b"\x1b[?25l")  # and the cursor
         assert termios.tcgetattr(screen.slave) == before
         assert b"Traceback" not in screen.raw
+
+
+def test_a_small_terminal_still_shows_the_keys(tmp_path: Path) -> None:
+    with terminal("lab", "--state", str(tmp_path / "state"), rows=24, columns=80) as screen:
+        screen.wait_for(lambda: len(screen.rows("tunnel")) == 4, 30)
+        assert any("q quit" in line for line in screen.screen)
+        assert len(screen.screen) <= 24 and max(map(len, screen.screen)) <= 80
 
 
 def test_keys_without_clients_and_without_a_state_directory() -> None:
