@@ -288,6 +288,7 @@ class _Session:
         self._port = 0
         self._nat: NatDriver | None = None
         self._outside = NatState(NatKind.SEARCHING)
+        self._was_outside = False
         self._is_leaving = False
 
     async def open(self) -> None:
@@ -382,6 +383,9 @@ class _Session:
                 text=tuple(item.encode() for item in self._config.machine.text),
             )
         )
+        if self._was_outside:
+            self._watcher.place_changed()
+        self._was_outside = True
 
     def _outer(self) -> Endpoint | None:
         match self._outside.kind:

@@ -214,6 +214,20 @@ class LlqClient:
             if subscription.state not in (State.POLLING, State.STATIC):
                 self._enter(subscription, State.WAITING, "the channel closed")
 
+    def place_changed(self, *, now: Now) -> None:
+        """The way to us is another one (new outer address, a NAT that forgot): what goes the old way is lost.
+
+        Views stand until the new set-ups are answered.
+        """
+        if not self._is_open:
+            return
+        if self._is_stream:
+            self._effects.append(Broken("our place changed"))
+            return
+        for subscription in self._subscriptions.values():
+            if subscription.state not in (State.POLLING, State.STATIC):
+                self._set_up(subscription, now)
+
     def no_service(self, *, now: Now, reason: str) -> None:
         """There is no LLQ server for now: poll. The driver looks for one again and says `channel_opened`."""
         self._is_open = False

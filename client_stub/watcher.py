@@ -88,6 +88,11 @@ class Watcher:
         self._client.unsubscribe(question, now=clock.both())
         self._flush()
 
+    def place_changed(self) -> None:
+        """Set everything up again, on another stream or from the same socket, instead of waiting for a refresh."""
+        self._client.place_changed(now=clock.both())
+        self._flush()
+
     def states(self) -> list[tuple[Question, State, float | None]]:
         return self._client.states()
 
