@@ -1,6 +1,7 @@
 """What must be true once the world has been quiet for longer than every lease and every retry."""
 
 import asyncio
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
@@ -87,7 +88,8 @@ def check_quiet(world: World) -> None:
         if host.agent is not None:
             _check_own_records(world, host)
             established += _check_views(world, host)
-            _check_tunnels(world, host)
+            _check_list_of_tunnels(world, host)
+    check_tunnels(world, world.hosts, world.hosts)
     assert world.server is not None
     if world.server.push.subscriptions != established:
         world.observer.note(f"{world.server.push.subscriptions} subscriptions at the server, {established} at clients")
@@ -198,34 +200,47 @@ def _check_views(world: World, host: Host) -> int:
     return len(states)
 
 
-def _check_tunnels(world: World, host: Host) -> None:
-    """The tunnel table is the list of this member's running machines, each where it really is, each answering."""
+def _check_list_of_tunnels(world: World, host: Host) -> None:
+    """The tunnel table lists this member's running machines and no others."""
     assert host.agent is not None
-    table = {fold(row.peer): row for row in session(host.agent)._table.rows()}
-    peers = {
-        fold(other.wire_name): other
-        for other in world.hosts
-        if other.member == host.member and other is not host and other.agent is not None
-    }
+    table = {fold(row.peer) for row in session(host.agent)._table.rows()}
+    running = {fold(other.wire_name) for other in _peers(host, world.hosts)}
     listed = {
         fold(peer)
         for rdata in answer(world, service_name(from_text(f"{host.member}.{ZONE}")), Type.PTR)
         if (peer := host_of_service(rdata)) is not None
     } - {fold(host.wire_name)}
-    if not table.keys() == peers.keys() == listed:
-        world.observer.note(f"{host.label}: tunnels {list(table)}, listed {list(listed)}, running {list(peers)}")
-    for name, other in peers.items():
-        row: Tunnel | None = table.get(name)
-        truth = outside(world, other)
-        assert other.agent is not None
-        inner = session(other.agent)._interface.address
-        if row is None or row.state is not TunnelState.UP or truth != (row.outer_address, row.outer_port):
-            world.observer.note(f"{host.label}: tunnel {row}, but {other.label} is at {truth}")
-        elif row.inner != IPv6Address(inner):
-            world.observer.note(f"{host.label}: tunnel to {row.inner}, but {other.label} has {inner}")
-        reach = session(host.agent)._prober.reachability(other.wire_name)
-        if reach is None or reach.rtt_ms is None:
-            world.observer.note(f"{host.label}: no answer from {other.label}: {reach}")
+    if not table == running == listed:
+        world.observer.note(f"{host.label}: tunnels {table}, listed {listed}, running {running}")
+
+
+def _peers(host: Host, hosts: Iterable[Host]) -> list[Host]:
+    """Other running machines of the same member."""
+    return [other for other in hosts if other.member == host.member and other is not host and other.agent is not None]
+
+
+def check_tunnels(world: World, hosts: Iterable[Host], others: Iterable[Host]) -> None:
+    """The tunnels of running `hosts` to those of `others` lead where these really are, and they answer."""
+    for host in hosts:
+        if host.agent is not None:
+            for other in _peers(host, others):
+                _check_tunnel(world, host, other)
+
+
+def _check_tunnel(world: World, host: Host, other: Host) -> None:
+    assert host.agent is not None
+    assert other.agent is not None
+    name = fold(other.wire_name)
+    row: Tunnel | None = next((row for row in session(host.agent)._table.rows() if fold(row.peer) == name), None)
+    truth = outside(world, other)
+    inner = session(other.agent)._interface.address
+    if row is None or row.state is not TunnelState.UP or truth != (row.outer_address, row.outer_port):
+        world.observer.note(f"{host.label}: tunnel {row}, but {other.label} is at {truth}")
+    elif row.inner != IPv6Address(inner):
+        world.observer.note(f"{host.label}: tunnel to {row.inner}, but {other.label} has {inner}")
+    reach = session(host.agent)._prober.reachability(other.wire_name)
+    if reach is None or reach.rtt_ms is None:
+        world.observer.note(f"{host.label}: no answer from {other.label}: {reach}")
 
 
 async def quiet(world: World, journal: Journal, seconds: float = QUIET_SECONDS) -> None:

@@ -16,13 +16,14 @@ import pytest
 from server.push.events import make_plan
 from server.zone.node import RRset
 from tests.sim import checks, internet
-from tests.sim.trouble import CALM, Storm
+from tests.sim.trouble import CALM, PERFECT, Storm
 from tests.sim.world import inhabited
 
 FIRST_SEED = int(os.environ.get("HOMING_SIM_FIRST", "1"))
 SEEDS = int(os.environ.get("HOMING_SIM_SEEDS", "10"))
 STORMS = 6
 LIMIT_SECONDS = 1e6
+SEEDS_WITH_TWO_ROUTERS = (1, 3)
 
 
 class Violated(AssertionError):
@@ -70,6 +71,33 @@ def test_the_same_seed_is_the_same_world() -> None:
         return packets.hexdigest()
 
     assert digest() == digest()
+
+
+async def _renumber(net: internet.Internet, seed: int) -> None:
+    async with inhabited(seed, net, PERFECT) as world:
+        await asyncio.sleep(600)
+        for router in world.routers:
+            # The second time the provider takes the line away and gives the same address again: NATs forget.
+            for address in (world.new_external_address(), None):
+                assert router.gateway is not None
+                again = address or router.lan.external_address
+                router.lan.set_external_address(again)
+                await router.gateway.set_external_address(address)
+                await router.gateway.set_external_address(again)
+                await asyncio.sleep(1.0)
+                behind = [host for host in world.hosts if host.router is router]
+                checks.check_tunnels(world, [host for host in world.hosts if host not in behind], behind)
+                await asyncio.sleep(5.0)
+                checks.check_tunnels(world, world.hosts, world.hosts)
+                await asyncio.sleep(120.0)
+    _raise_if_violated(seed, world.observer.violations, [])
+
+
+@pytest.mark.parametrize("seed", SEEDS_WITH_TWO_ROUTERS)
+def test_a_renumbered_router_is_followed_at_once(seed: int) -> None:
+    """On a good network: other machines see it within a second, those behind it are back within some more."""
+    net = internet.Internet(seed)
+    internet.run(_renumber(net, seed), net, limit_seconds=LIMIT_SECONDS)
 
 
 # What the product does against loss, lapse and restarts, taken away one by one: a simulation that does not notice is
