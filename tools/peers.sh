@@ -3,6 +3,7 @@
 # elsewhere the tests that need a missing one skip with a reason (under CI they fail).
 set -eu
 missing=""
+PATH=$PATH:/usr/sbin
 need() { command -v "$1" >/dev/null 2>&1 || missing="$missing $2"; }
 need dig bind9-dnsutils
 need nsupdate bind9-dnsutils
@@ -10,6 +11,9 @@ need kdig knot-dnsutils
 need knsupdate knot-dnsutils
 need natpmpc natpmpc
 need dnsperf dnsperf
+need named bind9
+need knotd knot
+need nsd nsd
 need ip iproute2
 need nft nftables
 # The gateway loads this one into its own process.
@@ -18,8 +22,9 @@ need nft nftables
 missing=$(printf '%s\n' $missing | sort -u | tr '\n' ' ')
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     apt-get update -qq
+    # RUNLEVEL=1: the servers among them are installed, not started.
     # shellcheck disable=SC2086
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+    RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
 else
     echo "test peers not installed (apt-get install $missing); tests that need them will skip" >&2
 fi
