@@ -16,6 +16,7 @@ from homing.logs import LEVELS, configure_logging
 from homing.member_commands import key_app, member_app
 from homing.options import Config
 from homing.running import OperationError, UntilAsked, run
+from homing.zone_commands import zone_app
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 app.add_typer(member_app, name="member")
 app.add_typer(key_app, name="key")
+app.add_typer(zone_app, name="zone")
 app.command()(lab)
 
 
