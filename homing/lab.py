@@ -303,7 +303,7 @@ class Lab:
                 self._say("gateway", f"external address is {address}, announcing")
 
     def _on_agent(self, label: str, text: str, fields: dict[str, Any]) -> None:
-        shown = " ".join(f"{name}={value}" for name, value in fields.items())
+        shown = " ".join(f"{name}={value}" for name, value in fields.items() if value not in (None, ""))
         self._say(label, f"{text} {shown}".rstrip())
 
 

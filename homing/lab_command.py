@@ -52,7 +52,7 @@ def lab(
     failures = (LabError, CertificateError, ServerStartError, GatewayStartError, AgentError, OSError)
 
     interactive = not as_json and sys.stdout.isatty() and sys.stdin.isatty()
-    configure_logging("error" if interactive else "info")
+    configure_logging("error" if interactive else "warning")  # the lab tells its events itself
     with contextlib.ExitStack() as stack:
         directory = state or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="homing-lab-")))
         try:

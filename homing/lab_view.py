@@ -81,10 +81,13 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 
 
+_KEPT_WIDTHS: Final = {"outer address": 16, "lease": 7, "left": 7, "reach": 7}  # on a narrow screen the inner one gives
+
+
 def _table(*headings: str) -> Table:
     table = Table(box=None, header_style="bold cyan", pad_edge=False)
     for heading in headings:
-        table.add_column(heading, no_wrap=True, overflow="ellipsis")
+        table.add_column(heading, no_wrap=True, overflow="ellipsis", min_width=_KEPT_WIDTHS.get(heading))
     return table
 
 

@@ -27,7 +27,12 @@ def configure_logging(level: str = "info", stream: TextIO | None = None) -> None
     number = LEVELS[level]
     renderer = Renderer(colours=stream.isatty())
     structlog.configure(
-        processors=[structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, renderer],
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            _without_nothing,
+            renderer,
+        ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.WriteLoggerFactory(file=stream),
         cache_logger_on_first_use=True,
@@ -36,6 +41,11 @@ def configure_logging(level: str = "info", stream: TextIO | None = None) -> None
     root.handlers[:] = [_Bridge(renderer, stream)]
     root.setLevel(number if number <= logging.DEBUG else max(number, logging.WARNING))
     logging.captureWarnings(True)
+
+
+def _without_nothing(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A field that has nothing to say is not shown."""
+    return {name: value for name, value in event.items() if value is not None and value != ""}
 
 
 class Renderer:
