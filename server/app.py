@@ -12,6 +12,7 @@ import structlog
 
 from server.config import ServerSettings, split_host_port
 from server.dispatch import Dispatcher
+from server.fastpath import FastPath
 from server.keyring import Keyring, Principal
 from server.members import ensure_service_zone
 from server.metrics import Metrics, serve_metrics
@@ -24,7 +25,7 @@ from server.system import Clock, Entropy, SystemClock, SystemEntropy
 from server.transfer.notify import Notifier
 from server.transfer.service import TransferService
 from server.transport.stream import StreamLimits, StreamServer
-from server.transport.udp import UdpListener
+from server.transport.udp import UdpListener, open_udp
 from server.writer import Writer, load_zone
 from server.zone.leases import LeaseQueue
 from server.zone.model import Change
@@ -83,6 +84,7 @@ class Server:
         self.keyring = Keyring()
         self.leases = LeaseQueue()
         self._watch_change = on_change
+        self.fast = FastPath(self.zones, self.clock, self.metrics.requests)
         self._udp: dict[int, UdpListener] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
@@ -249,7 +251,7 @@ class Server:
         for number, text in enumerate(self.settings.dns.listen):
             address, port = split_host_port(text)
             try:
-                listener = await UdpListener.open(number, address, port, dispatcher.handle)
+                listener = await self._open_udp(number, address, port, dispatcher)
                 self._udp[number] = listener
                 await self.streams.listen(address, listener.port)
             except OSError as error:
@@ -265,9 +267,12 @@ class Server:
             self._listening.append(("tls", address, bound))
             try:
                 # Apple's clients acknowledge events of a TLS stream by UDP to the TLS port's number
-                self._udp[len(self._udp)] = await UdpListener.open(len(self._udp), address, bound, dispatcher.handle)
+                self._udp[len(self._udp)] = await self._open_udp(len(self._udp), address, bound, dispatcher)
             except OSError as error:
                 log.warning("no UDP beside the TLS port", port=bound, error=str(error))
+
+    async def _open_udp(self, number: int, address: str, port: int, dispatcher: Dispatcher) -> UdpListener:
+        return await open_udp(number, address, port, dispatcher.handle, self.fast, self.metrics)
 
     @property
     def port(self) -> int:
@@ -348,6 +353,7 @@ class Server:
         self._listening.append(("metrics", address, int(server.sockets[0].getsockname()[1])))
 
     def _changed(self, change: Change) -> None:
+        self.fast.changed(change)
         self.push.publish(change)
         self.transfers.publish(change.apex)
         if self._watch_change is not None:

@@ -250,7 +250,7 @@ class Dispatcher:
 
     def _send(self, wire: bytes, peer: Peer, opcode: int, rcode: int, send: Send) -> None:
         code = rcode if rcode != Rcode.NOERROR or len(wire) < HEADER_OCTETS else wire[3] & 0xF
-        self._metrics.requests.labels(peer.transport, opcode, rcode_text(code)).inc()
+        self._metrics.requests.count(peer.transport, opcode, code)
         send(wire)
 
     def _drop(self, reason: str, send: Send) -> None:

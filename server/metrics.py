@@ -1,11 +1,59 @@
 """What the server counts, for Prometheus; and the small HTTP server that shows it on loopback."""
 
 import asyncio
+from collections import Counter as Tally
+from collections.abc import Iterator
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from protocol.constants import Opcode, rcode_text
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_RCODES: Final = 16
+
+
+class Requests(Collector):
+    """Messages answered. Plain integers on the way of a packet, read when Prometheus asks.
+
+    `rcodes` counts by RCODE the plain queries over UDP that were answered before a message was taken apart, with a
+    ready answer or, `computed` of them, with one joined from the zone's octets. All others come by `count`. `ready` is
+    how many answers are kept ready, `ready_octets` their size.
+    """
+
+    def __init__(self) -> None:
+        self.rcodes = [0] * _RCODES
+        self.computed = 0
+        self.ready = 0
+        self.ready_octets = 0
+        self._others: Tally[tuple[str, int, int]] = Tally()
+
+    def count(self, transport: str, opcode: int, rcode: int) -> None:
+        self._others[transport, opcode, rcode] += 1
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        total = self._others.copy()
+        for rcode, number in enumerate(self.rcodes):
+            if number:
+                total["udp", Opcode.QUERY, rcode] += number
+        requests = CounterMetricFamily(
+            "homing_requests",
+            "Messages answered, by transport, opcode and RCODE",
+            labels=("transport", "opcode", "rcode"),
+        )
+        for (transport, opcode, rcode), number in sorted(total.items()):
+            requests.add_metric((transport, str(int(opcode)), rcode_text(rcode)), number)
+        yield requests
+        fast = CounterMetricFamily(
+            "homing_fast_answers", "Queries over UDP answered on the fast path, by way", labels=("way",)
+        )
+        fast.add_metric(("ready",), sum(self.rcodes) - self.computed)
+        fast.add_metric(("computed",), self.computed)
+        yield fast
+        yield GaugeMetricFamily("homing_ready_answers", "Answers kept ready", value=self.ready)
+        yield GaugeMetricFamily("homing_ready_octets", "Octets of the answers kept ready", value=self.ready_octets)
 
 
 class Metrics:
@@ -13,12 +61,8 @@ class Metrics:
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "homing_requests",
-            "Messages answered, by transport, opcode and RCODE",
-            ["transport", "opcode", "rcode"],
-            registry=registry,
-        )
+        self.requests = Requests()
+        registry.register(self.requests)
         self.dropped = Counter(
             "homing_dropped", "Messages dropped unanswered, by reason", ["reason"], registry=registry
         )

@@ -83,7 +83,9 @@ class Writer:
         limits: LeaseSettings,
         metrics: Metrics,
         on_change: Callable[[Change], None],
+        on_node: Callable[[bytes], None] = lambda key: None,
     ) -> None:
+        """`on_node` hears the folded name of every node that a commit replaced, be it only in its leases."""
         self._zones = zones
         self._store = store
         self._clock = clock
@@ -91,6 +93,7 @@ class Writer:
         self._limits = limits
         self._metrics = metrics
         self._on_change = on_change
+        self._on_node = on_node
         self._queue: deque[PendingUpdate] = deque()
         self._wake = asyncio.Event()
         self._stopping = False
@@ -285,6 +288,7 @@ class Writer:
             if zone is not None:
                 for key, node in publish(zone, draft):
                     self._leases.watch(apex, key, node)
+                    self._on_node(key)
         for changes in batch.changes.values():
             for change in changes:
                 self._metrics.changes.labels(change.actor.kind).inc()

@@ -1,56 +1,61 @@
-"""UDP: datagrams in, datagrams out. Bounded by the socket's own buffers; nothing is kept per peer."""
+"""UDP: datagrams in, datagrams out. Bounded by the socket's own buffers; nothing is kept per peer.
+
+Two listeners do the same: one takes datagrams from the system in batches (`udp_batch`), where the system offers that,
+the other one by one (`udp_plain`).
+"""
 
 import asyncio
 from collections.abc import Callable
-from typing import cast
+from typing import Final, Protocol
 
+from server.metrics import Metrics
 from server.peer import Peer
 from server.request import Send
 
 Handle = Callable[[bytes, Peer, Send], None]
+SOCKET_OCTETS: Final = 4 * 1024 * 1024
+"""Asked of the system for what waits in a socket, either way: a burst outlasts a pause of ours. It may grant less."""
+_KERNEL_LOOPS: Final = ("uvloop", "asyncio.unix_events")
 
 
-class UdpListener(asyncio.DatagramProtocol):
+class Fast(Protocol):
+    """Answers that need no message taken apart; keys and answers leave out the message ID (two octets)."""
+
+    ready: dict[bytes, bytes]
+    rcodes: list[int]
+
+    def begin(self) -> None: ...
+
+    def answer(self, key: bytes) -> bytes | None: ...
+
+    def find(self, datagram: bytes) -> bytes | None: ...
+
+    def offer(self, key: bytes, reply: bytes) -> None: ...
+
+
+class UdpListener(Protocol):
     """One bound address. `via` in the peers it reports is its number, so that replies and events leave from here."""
 
-    def __init__(self, number: int, handle: Handle) -> None:
-        self.number = number
-        self._handle = handle
-        self._transport: asyncio.DatagramTransport | None = None
-        self._is_open = True
-
-    @classmethod
-    async def open(cls, number: int, address: str, port: int, handle: Handle) -> "UdpListener":
-        """Bind; `OSError` when the address or port cannot be had."""
-        loop = asyncio.get_running_loop()
-        _, listener = await loop.create_datagram_endpoint(lambda: cls(number, handle), local_addr=(address, port))
-        return listener
-
     @property
-    def port(self) -> int:
-        assert self._transport is not None
-        return int(self._transport.get_extra_info("sockname")[1])
+    def port(self) -> int: ...
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.DatagramTransport", transport)  # uvloop's is no subclass
-
-    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        if not self._is_open:
-            return
-        peer = Peer("udp", addr[0], addr[1], self.number)
-        self._handle(data, peer, lambda wire: self.send(peer, wire) if wire else None)
-
-    def error_received(self, exc: Exception) -> None:
-        """An ICMP error for something we sent: the peer is gone, which retransmission limits already cover."""
-
-    def send(self, peer: Peer, wire: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.sendto(wire, (peer.address, peer.port))
+    def send(self, peer: Peer, wire: bytes) -> None: ...
 
     def pause(self) -> None:
         """Take no more requests; replies to those under way still leave."""
-        self._is_open = False
+        ...
 
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
+    def close(self) -> None: ...
+
+
+async def open_udp(number: int, address: str, port: int, handle: Handle, fast: Fast, metrics: Metrics) -> UdpListener:
+    """Bind the best listener there is; `OSError` when the address or port cannot be had.
+
+    Batches need a loop that watches descriptors of the system; another loop has a network of its own.
+    """
+    from server.transport import udp_batch, udp_plain
+
+    is_real = type(asyncio.get_running_loop()).__module__ in _KERNEL_LOOPS
+    if is_real and udp_batch.is_available():
+        return udp_batch.BatchListener.open(number, address, port, handle, fast, metrics)
+    return await udp_plain.PlainListener.open(number, address, port, handle, fast)

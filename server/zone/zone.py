@@ -4,7 +4,7 @@ Readers take what they need from it without an await in between, so each sees on
 transfer) copies the index first. The SOA stands apart from the apex node because its serial moves with every commit.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from protocol.constants import Type
@@ -134,6 +134,11 @@ class Zones:
 
     def __len__(self) -> int:
         return len(self._by_apex)
+
+    @property
+    def by_apex(self) -> Mapping[bytes, Zone]:
+        """The zones by folded apex, live: one object for as long as this one."""
+        return self._by_apex
 
     def at(self, apex: bytes) -> Zone | None:
         """The zone with exactly this folded apex."""

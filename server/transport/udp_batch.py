@@ -1,0 +1,276 @@
+"""UDP in batches: recvmmsg and sendmmsg of the C library, called through cffi.
+
+Each of the slots of a listener has room for one datagram, its sender's address and, on a wildcard address, for the
+control message that says which of our addresses it came to. A fast answer is written over the request it answers,
+behind the message ID, and goes back by the same slot: no object is made for the peer. One wake-up takes a bounded
+number of batches, then the loop has its turn.
+"""
+
+import asyncio
+import errno
+import functools
+import ipaddress
+import socket
+import sys
+from array import array
+from typing import Any, Final
+
+from server.metrics import Metrics
+from server.peer import Peer
+from server.transport.udp import Fast, Handle
+from server.transport.udp_plain import grow_buffers
+
+BATCH: Final = 64  # datagrams a call
+MAX_BATCHES: Final = 4  # calls a wake-up
+_DATAGRAM: Final = 65536
+_STRIDE: Final = _DATAGRAM + 192  # not a power of two: the first octets of all slots would compete for cache lines
+_ID: Final = 2
+_CONTROL: Final = 64
+_IPV6_RECVPKTINFO: Final = 49  # of linux/in6.h; the socket module may lack them
+_IPV6_PKTINFO: Final = 50
+_V4_PKTINFO: Final = (socket.IPPROTO_IP, 8)
+_NO_ROOM: Final = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
+
+_DECLARATIONS: Final = """
+struct iovec { void *iov_base; size_t iov_len; };
+struct msghdr {
+    void *msg_name; unsigned int msg_namelen; struct iovec *msg_iov; size_t msg_iovlen;
+    void *msg_control; size_t msg_controllen; int msg_flags;
+};
+struct mmsghdr { struct msghdr msg_hdr; unsigned int msg_len; };
+int recvmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags, void *timeout);
+int sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags);
+"""
+
+
+@functools.cache
+def _library() -> tuple[Any, Any] | None:
+    """(cffi, C library), or None where either is missing or the library has no such calls."""
+    try:
+        from cffi import FFI
+    except ImportError:
+        return None
+    ffi = FFI()
+    ffi.cdef(_DECLARATIONS)
+    try:
+        library = ffi.dlopen(None)
+        _ = library.recvmmsg, library.sendmmsg
+    except (OSError, AttributeError):
+        return None
+    return ffi, library
+
+
+def is_available() -> bool:
+    return _library() is not None
+
+
+class BatchListener:
+    """See `UdpListener`. What cannot be sent at once is dropped and counted: its peer asks again."""
+
+    def __init__(self, number: int, sock: socket.socket, handle: Handle, fast: Fast, metrics: Metrics) -> None:
+        found = _library()
+        assert found is not None
+        self._ffi, self._library = found
+        self.number = number
+        self._socket = sock
+        self._descriptor = sock.fileno()
+        self._handle = handle
+        self._fast = fast
+        self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._is_v6 = sock.family == socket.AF_INET6
+        self._is_wildcard = ipaddress.ip_address(sock.getsockname()[0].partition("%")[0]).is_unspecified
+        self._make_slots()
+        self._is_reading = True
+        self._loop.add_reader(self._descriptor, self._on_readable)
+
+    @classmethod
+    def open(
+        cls, number: int, address: str, port: int, handle: Handle, fast: Fast, metrics: Metrics
+    ) -> "BatchListener":
+        """Bind; `OSError` when the address or port cannot be had."""
+        is_v6 = ":" in address
+        sock = socket.socket(socket.AF_INET6 if is_v6 else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            grow_buffers(sock)
+            if is_v6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if ipaddress.ip_address(address).is_unspecified:
+                sock.setsockopt(*((socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO) if is_v6 else _V4_PKTINFO), 1)
+            sock.bind(socket.getaddrinfo(address, port, sock.family, socket.SOCK_DGRAM)[0][4])
+            return cls(number, sock, handle, fast, metrics)
+        except BaseException:
+            sock.close()
+            raise
+
+    def _make_slots(self) -> None:
+        """One array of messages to receive by and one to send by; the slots' buffers and addresses serve both."""
+        ffi = self._ffi
+        name_size = 28 if self._is_v6 else 16
+        self._data = ffi.new("unsigned char[]", BATCH * _STRIDE)
+        self._names = ffi.new("unsigned char[]", BATCH * 32)
+        self._control = ffi.new("unsigned char[]", BATCH * _CONTROL)
+        self._incoming = ffi.new("struct mmsghdr[]", BATCH)
+        self._outgoing = ffi.new("struct mmsghdr[]", BATCH)
+        self._incoming_iov = ffi.new("struct iovec[]", BATCH)
+        self._outgoing_iov = ffi.new("struct iovec[]", BATCH)
+        for messages, vectors in ((self._incoming, self._incoming_iov), (self._outgoing, self._outgoing_iov)):
+            for slot in range(BATCH):
+                vectors[slot].iov_base = self._data + slot * _STRIDE
+                vectors[slot].iov_len = _DATAGRAM
+                head = messages[slot].msg_hdr
+                head.msg_name = self._names + slot * 32
+                head.msg_namelen = name_size
+                head.msg_iov = vectors + slot
+                head.msg_iovlen = 1
+                if self._is_wildcard:
+                    head.msg_control = self._control + slot * _CONTROL
+                    head.msg_controllen = _CONTROL
+        self._octets = ffi.buffer(self._data)
+        self._name_octets = ffi.buffer(self._names)
+        self._control_octets = memoryview(ffi.buffer(self._control))
+        self._starts = [slot * _STRIDE + _ID for slot in range(BATCH)]
+        # Strided views of one field over all messages: read or set for a batch at once.
+        word, message = ffi.sizeof("size_t"), ffi.sizeof("struct mmsghdr")
+        reply_vectors = memoryview(ffi.buffer(self._outgoing_iov)).cast("L")
+        self._reply_sizes = reply_vectors[ffi.offsetof("struct iovec", "iov_len") // word :: 2]
+        at = ffi.offsetof("struct mmsghdr", "msg_len") // 4
+        self._sizes = memoryview(ffi.buffer(self._incoming)).cast("I")[at :: message // 4]
+        at = ffi.offsetof("struct msghdr", "msg_controllen") // word
+        self._control_sizes = memoryview(ffi.buffer(self._incoming)).cast("L")[at :: message // word]
+        self._reply_control_sizes = memoryview(ffi.buffer(self._outgoing)).cast("L")[at :: message // word]
+        self._full_control = array("L", [_CONTROL] * BATCH)
+        self._info_at = word + 8  # behind the head of the control message
+        self._infos = memoryview(self._control_octets).cast("I")
+        self._interfaces = self._infos[(self._info_at + (16 if self._is_v6 else 0)) // 4 :: _CONTROL // 4]
+
+    @property
+    def port(self) -> int:
+        return int(self._socket.getsockname()[1])
+
+    def _on_readable(self) -> None:
+        for _ in range(MAX_BATCHES):
+            if self._is_wildcard:
+                self._control_sizes[:] = self._full_control
+            count = self._library.recvmmsg(self._descriptor, self._incoming, BATCH, 0, self._ffi.NULL)
+            if count <= 0:
+                return
+            self._take(count)
+            if count < BATCH or not self._is_reading:
+                return
+
+    def _take(self, count: int) -> None:
+        """Answer a batch: what is fast by the slots and one call, the rest one by one afterwards."""
+        fast = self._fast
+        fast.begin()
+        octets, get, answer, rcodes = self._octets, fast.ready.get, fast.answer, fast.rcodes
+        if self._is_wildcard:
+            self._aim_replies(count)
+        sizes = self._sizes[:count].tolist()
+        reply_sizes: list[int] = []
+        slow: list[int] = []
+        for at, size in zip(self._starts, sizes, strict=False):
+            key = octets[at : at + size - _ID]
+            reply = get(key)
+            if reply is None:
+                reply = answer(key)
+                if reply is None:
+                    slow.append(len(reply_sizes))
+                    reply_sizes.append(0)
+                    continue
+            length = len(reply)
+            octets[at : at + length] = reply
+            reply_sizes.append(length + _ID)
+            rcodes[reply[1]] += 1
+        self._reply_sizes[:count] = array("L", reply_sizes)
+        start = 0
+        for slot in slow:
+            self._reply(start, slot)
+            start = slot + 1
+        self._reply(start, count)
+        for slot in slow:
+            self._take_slow(slot, sizes[slot])
+
+    def _reply(self, start: int, stop: int) -> None:
+        """Send the replies of neighbouring slots."""
+        while start < stop:
+            sent = self._library.sendmmsg(self._descriptor, self._outgoing + start, stop - start, 0)
+            if sent > 0:
+                start += sent
+                continue
+            number = self._ffi.errno
+            if number == errno.EINTR:
+                continue
+            lost = stop - start if number in _NO_ROOM else 1  # 1: this one cannot be sent, those behind it may
+            self._metrics.dropped.labels("udp_send").inc(lost)
+            start += lost
+
+    def _take_slow(self, slot: int, size: int) -> None:
+        if not self._is_reading:
+            return
+        at = slot * _STRIDE
+        datagram = self._octets[at : at + size]
+        address = self._address(slot)
+        origin = self._origin(slot)
+        fast = self._fast
+
+        def send(wire: bytes) -> None:
+            if wire:
+                self._send_to(address, wire, origin)
+                fast.offer(datagram[_ID:], wire)
+
+        self._handle(datagram, Peer("udp", address[0], address[1], self.number), send)
+
+    def _address(self, slot: int) -> tuple[Any, ...]:
+        """The sender of a slot's datagram, as the socket module has it."""
+        name = self._name_octets[slot * 32 : slot * 32 + 28]
+        port = int.from_bytes(name[2:4], "big")
+        if not self._is_v6:
+            return socket.inet_ntop(socket.AF_INET, name[4:8]), port
+        scope = int.from_bytes(name[24:28], sys.byteorder)
+        return socket.inet_ntop(socket.AF_INET6, name[8:24]), port, 0, scope
+
+    def _aim_replies(self, count: int) -> None:
+        """Let replies leave from the address asked, over whatever interface leads back; link-local ones by their own.
+
+        The control messages received, less the interface, say just that when they are sent.
+        """
+        self._reply_control_sizes[:count] = self._control_sizes[:count]
+        for slot in range(count):
+            if self._is_v6:
+                at = slot * _CONTROL + self._info_at
+                if self._control_octets[at] == 0xFE and self._control_octets[at + 1] & 0xC0 == 0x80:
+                    continue
+            self._interfaces[slot] = 0
+
+    def _origin(self, slot: int) -> list[tuple[int, int, bytes]]:
+        """The same as ancillary data for one reply; nothing on an address of its own."""
+        if not self._is_wildcard or not self._reply_control_sizes[slot]:
+            return []
+        at = slot * _CONTROL + self._info_at
+        level, kind, size = (socket.IPPROTO_IPV6, _IPV6_PKTINFO, 20) if self._is_v6 else (*_V4_PKTINFO, 12)
+        return [(level, kind, bytes(self._control_octets[at : at + size]))]
+
+    def send(self, peer: Peer, wire: bytes) -> None:
+        """Send an event. On a wildcard address the system chooses the source."""
+        self._send_to((peer.address, peer.port), wire, [])
+
+    def _send_to(self, address: tuple[Any, ...], wire: bytes, origin: list[tuple[int, int, bytes]]) -> None:
+        if self._socket.fileno() < 0:
+            return
+        try:
+            if origin:
+                self._socket.sendmsg([wire], origin, 0, address)
+            else:
+                self._socket.sendto(wire, address)
+        except OSError:
+            self._metrics.dropped.labels("udp_send").inc()
+
+    def pause(self) -> None:
+        if self._is_reading:
+            self._is_reading = False
+            self._loop.remove_reader(self._descriptor)
+
+    def close(self) -> None:
+        self.pause()
+        self._socket.close()
