@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import os
@@ -14,10 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from gateway.backend.base import Backend
+from gateway.mappings import Install, Key, Mapping, Origin, Transport
+
 LAN_HOST, LAN_ROUTER = "192.168.78.2", "192.168.78.1"
 LAN_OTHER = "192.168.78.3"
 WAN_ROUTER, WAN_HOST = "198.51.100.1", "198.51.100.2"
 WAN_LINK, LAN_LINK = "outer0", "inner0"
+PORT = 40123
 WAIT = 5.0
 _CLONE_NEWNET = 0x40000000
 
@@ -142,3 +147,37 @@ table ip router {{
   }}
 }}
 """
+
+
+def install(
+    backend: Backend,
+    inside: tuple[str, int],
+    transport: Transport = Transport.UDP,
+    port: int = PORT,
+    number: int = 1,
+    address: str = WAN_ROUTER,
+) -> None:
+    mapping = Mapping(key=Key(transport, *inside), external_port=port, origin=Origin.NATPMP, expires_at=1e9)
+    backend.install(Install(number, mapping, address))
+
+
+async def hear(sock: socket.socket, seconds: float = WAIT) -> tuple[bytes, tuple[str, int]]:
+    async with asyncio.timeout(seconds):
+        datagram, peer = await asyncio.get_running_loop().sock_recvfrom(sock, 65535)
+    return datagram, peer
+
+
+async def accept(sock: socket.socket) -> socket.socket:
+    async with asyncio.timeout(WAIT):
+        connection, _ = await asyncio.get_running_loop().sock_accept(sock)
+    return connection
+
+
+async def read(sock: socket.socket) -> bytes:
+    async with asyncio.timeout(WAIT):
+        return await asyncio.get_running_loop().sock_recv(sock, 65535)
+
+
+async def connect(sock: socket.socket, endpoint: tuple[str, int]) -> None:
+    async with asyncio.timeout(WAIT):
+        await asyncio.get_running_loop().sock_connect(sock, endpoint)

@@ -14,10 +14,23 @@ from gateway.backend.base import Backend
 from gateway.backend.nftables import NftablesBackend, NftablesOptions
 from gateway.backend.relay import Relay, RelayLimits
 from gateway.errors import InstallRefusedError
-from gateway.mappings import Install, Key, Mapping, Origin, Transport
-from tests.support.namespaces import LAN_HOST, LAN_OTHER, WAIT, WAN_HOST, WAN_LINK, WAN_ROUTER, Network, made
+from gateway.mappings import Transport
+from tests.support.namespaces import (
+    LAN_HOST,
+    LAN_OTHER,
+    PORT,
+    WAN_HOST,
+    WAN_LINK,
+    WAN_ROUTER,
+    Network,
+    accept,
+    connect,
+    hear,
+    install,
+    made,
+    read,
+)
 
-PORT = 40123
 CLOSED_SECONDS = 0.5
 
 
@@ -38,40 +51,6 @@ async def backend(request: pytest.FixtureRequest, network: Network) -> AsyncIter
         yield backend
     finally:
         await backend.stop()
-
-
-def install(
-    backend: Backend,
-    inside: tuple[str, int],
-    transport: Transport = Transport.UDP,
-    port: int = PORT,
-    number: int = 1,
-    address: str = WAN_ROUTER,
-) -> None:
-    mapping = Mapping(key=Key(transport, *inside), external_port=port, origin=Origin.NATPMP, expires_at=1e9)
-    backend.install(Install(number, mapping, address))
-
-
-async def hear(sock: socket.socket, seconds: float = WAIT) -> tuple[bytes, tuple[str, int]]:
-    async with asyncio.timeout(seconds):
-        datagram, peer = await asyncio.get_running_loop().sock_recvfrom(sock, 65535)
-    return datagram, peer
-
-
-async def accept(sock: socket.socket) -> socket.socket:
-    async with asyncio.timeout(WAIT):
-        connection, _ = await asyncio.get_running_loop().sock_accept(sock)
-    return connection
-
-
-async def read(sock: socket.socket) -> bytes:
-    async with asyncio.timeout(WAIT):
-        return await asyncio.get_running_loop().sock_recv(sock, 65535)
-
-
-async def connect(sock: socket.socket, endpoint: tuple[str, int]) -> None:
-    async with asyncio.timeout(WAIT):
-        await asyncio.get_running_loop().sock_connect(sock, endpoint)
 
 
 async def udp_is_closed(network: Network) -> None:
