@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from homing.config_file import LOG_LEVEL, ConfigError, effective, load, open_secret_files, to_toml
+from homing.journal_commands import history, tail, undo
 from homing.lab_command import lab
 from homing.logs import LEVELS, configure_logging
 from homing.member_commands import key_app, member_app
@@ -46,6 +47,9 @@ app.add_typer(member_app, name="member")
 app.add_typer(key_app, name="key")
 app.add_typer(zone_app, name="zone")
 app.command()(lab)
+app.command()(history)
+app.command()(undo)
+app.command()(tail)
 
 
 class LogLevel(StrEnum):
