@@ -33,12 +33,14 @@ from .mappings import (
     Key,
     Mapping,
     MappingTable,
+    Moved,
     Origin,
     Remove,
     Transport,
     Verdict,
 )
 from .natpmp import MapTicket, NatPmpFrontEnd, Peer
+from .pcp import MappingUpdates, PcpFrontEnd, PcpTicket, Requester
 from .ratelimit import RateLimit
 from .state import Saved, StateFile
 from .system import System
@@ -81,7 +83,7 @@ Event = MappingEvent | AddressEvent
 
 
 class Gateway:
-    """A NAT-PMP gateway. `start` raises `StartError`; a gateway is started once and stopped once."""
+    """A gateway for NAT-PMP and PCP. `start` raises `StartError`; a gateway is started once and stopped once."""
 
     def __init__(
         self,
@@ -99,6 +101,8 @@ class Gateway:
         self._log = structlog.get_logger(__name__)
         self._rate_limit = RateLimit(config.natpmp.requests_per_second)
         self._announcer = Announcer()
+        self._updates = MappingUpdates()
+        self._pcp: PcpFrontEnd | None = None
         self._listeners: list[Listener] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gateway-state")
         self._state: StateFile | None = None
@@ -195,7 +199,12 @@ class Gateway:
             self._listeners.append(Listener(endpoint, self._receiver(number), self.counters))
         own_ports = frozenset({*(endpoint.port for endpoint in self.natpmp_addresses), config.natpmp.announce_to.port})
         self._table = MappingTable(config.limits.table_limits(own_ports), epoch=saved.epoch or 0.0, now=now)
-        self._front_end = NatPmpFrontEnd(self._table)
+        self._natpmp = NatPmpFrontEnd(self._table)
+        if config.pcp.enabled:
+            own = frozenset(endpoint.host for endpoint in self.natpmp_addresses)
+            self._pcp = PcpFrontEnd(self._table, third_party=config.pcp.third_party, own_addresses=own)
+            # Its epoch begins with each start, so clients are told of each, an external address or not.
+            self._announcer.restart(now=now)
         await self._backend.start()
         self._take_over(saved, now)
         # The epoch's base has to be in the file before a client can learn an epoch from it.
@@ -246,7 +255,10 @@ class Gateway:
             if not self._rate_limit.admits(host, now=now):
                 self.counters["over rate"] += 1
                 return
-            reply = self._front_end.receive(datagram, Peer(number, host, port), draw=self._system.draw(), now=now)
+            # The first octet is the version; NAT-PMP has 0, and with PCP on all others are PCP's to answer or refuse.
+            is_natpmp = datagram[:1] in (b"", b"\0")
+            front_end = self._natpmp if self._pcp is None or is_natpmp else self._pcp
+            reply = front_end.receive(datagram, Peer(number, host, port), draw=self._system.draw(), now=now)
             if reply is not None:
                 self._listeners[number].send(reply, (host, port))
             else:
@@ -290,11 +302,13 @@ class Gateway:
         self._announcer.handle_deadline(now=self._system.monotonic())
         if self._announcer.take_due():
             self._announce()
+        self._send_updates()
 
     def _seconds_to_deadline(self) -> float:
         deadlines = (
             self._table.next_deadline(),
             self._announcer.next_deadline(),
+            self._updates.next_deadline(),
             self._retry_at,
             self._clock_check_at,
         )
@@ -317,12 +331,16 @@ class Gateway:
                         changes.append(effect)
                         events.append(MappingEvent(change=change.value, mapping=self._view(mapping)))
                         self._note_unsaved(change, mapping)
+                        self._updates.end(mapping.key)
                     case AddressChanged(address):
                         events.append(AddressEvent(address))
                         self._announcer.restart(now=self._system.monotonic())
                     case EpochReset():
                         self._must_save = True
                         self._announcer.restart(now=self._system.monotonic())
+                    case Moved(mapping, _, requester):
+                        assert isinstance(requester, Requester)
+                        self._updates.begin(mapping.key, requester, now=self._system.monotonic())
                     case Answer():
                         answers.append(effect)
                     case _:
@@ -354,15 +372,32 @@ class Gateway:
 
     def _send_answer(self, answer: Answer) -> None:
         ticket = answer.ticket
-        assert isinstance(ticket, MapTicket)
-        datagram = ticket.reply(answer, self.epoch())
+        assert isinstance(ticket, MapTicket | PcpTicket)
+        now = self._system.monotonic()
+        epoch = self._table.strict_epoch(now) if isinstance(ticket, PcpTicket) else self._table.epoch(now)
+        datagram = ticket.reply(answer, epoch)
         self._listeners[ticket.peer.listener].send(datagram, (ticket.peer.host, ticket.peer.port))
 
     def _announce(self) -> None:
         self.counters["announcements"] += 1
-        datagram = self._front_end.address_datagram(now=self._system.monotonic())
+        now = self._system.monotonic()
+        datagrams = [self._natpmp.address_datagram(now=now)]
+        if self._pcp is not None:
+            datagrams.append(self._pcp.announcement(now=now))
         for listener in self._listeners:
-            listener.send(datagram, self._config.natpmp.announce_to)
+            for datagram in datagrams:
+                listener.send(datagram, self._config.natpmp.announce_to)
+
+    def _send_updates(self) -> None:
+        """Tell PCP clients one by one where their mappings moved to."""
+        now = self._system.monotonic()
+        address = self._table.external_address
+        for key, requester in self._updates.take_due(now=now):
+            mapping = self._table.find(key)
+            if mapping is not None and address is not None:
+                self.counters["mapping updates"] += 1
+                datagram = requester.update(mapping, address, epoch=self._table.strict_epoch(now), now=now)
+                self._listeners[requester.peer.listener].send(datagram, (requester.peer.host, requester.peer.port))
 
     def _add_statics(self) -> None:
         """Enter the configured mappings that are not there: at the start, or because an address had no room for one."""

@@ -5,6 +5,8 @@ backend = "relay"  # or "nftables", which needs its section
 wan_interface = "eth0"
 [natpmp]
 listen = ["192.168.1.1:5351"]
+[pcp]
+third_party = false
 [external]
 address = "203.0.113.7"
 [state]
@@ -75,6 +77,15 @@ class NatPmpSection(_Section):
             if IPv4Address(endpoint.host).is_unspecified or IPv4Address(endpoint.host).is_multicast:
                 raise ValueError("listen: name each internal address, requests from outside must not be answered")
         return self
+
+
+class PcpSection(_Section):
+    """`[pcp]`: the protocol that shares its port with NAT-PMP (RFC 6887)."""
+
+    enabled: bool = True
+    """Off, requests of version 2 are refused as RFC 6886 §3.5 says, and clients go on to NAT-PMP."""
+    third_party: bool = False
+    """Whether a host may map ports for another one (THIRD_PARTY, RFC 6887 §13.1)."""
 
 
 class ExternalSection(_Section):
@@ -161,6 +172,7 @@ class GatewayConfig(_Section):
     backend: Literal["relay", "nftables"] = "relay"
     nftables: NftablesSection | None = None
     natpmp: NatPmpSection
+    pcp: PcpSection = PcpSection()
     external: ExternalSection = ExternalSection()
     limits: LimitsSection = LimitsSection()
     state: StateSection

@@ -1,7 +1,7 @@
 """A UDP socket on one internal address that hears only what came in on that address's own interface.
 
 Linux delivers a packet for an internal address whatever interface it came by, the external one included. RFC 6886 §3
-forbids to answer that, so each datagram's interface and destination are checked (IP_PKTINFO).
+and RFC 6887 §8.2 forbid to answer that, so each datagram's interface and destination are checked (IP_PKTINFO).
 """
 
 from __future__ import annotations

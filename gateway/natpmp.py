@@ -39,6 +39,7 @@ _RESULTS = {
     Verdict.NO_EXTERNAL_ADDRESS: ResultCode.NETWORK_FAILURE,
     Verdict.NO_RESOURCES: ResultCode.OUT_OF_RESOURCES,
     Verdict.OVER_QUOTA: ResultCode.OUT_OF_RESOURCES,
+    Verdict.NOT_AS_ASKED: ResultCode.OUT_OF_RESOURCES,
 }
 
 

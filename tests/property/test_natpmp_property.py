@@ -17,6 +17,7 @@ from gateway.mappings import (
     Limits,
     Mapping,
     MappingTable,
+    Moved,
     Origin,
     Remove,
     Transport,
@@ -109,12 +110,16 @@ def test_every_immediate_answer_is_a_response_no_longer_than_needed(octets: byte
 
 
 HOSTS = ("192.168.1.10", "192.168.1.11", "192.168.1.12")
+NONCES = st.sampled_from([None, b"first nonce.", b"second nonce"])
 KEYS = st.builds(Key, st.sampled_from(Transport), st.sampled_from(HOSTS), st.integers(1, 4))
 LIMITS = Limits(lowest_port=2000, highest_port=2007, reserved_ports=frozenset({2005}), per_host=4, total=7)
 
 
 class TableMachine(RuleBasedStateMachine):
-    """Random requests, deletions, lapses, address changes and refusals, some while installations are under way."""
+    """Random requests, deletions, lapses, address changes and refusals, some while installations are under way.
+
+    Requests without a nonce are NAT-PMP's, those with one PCP's.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,6 +129,8 @@ class TableMachine(RuleBasedStateMachine):
         self.believed: dict[Key, Mapping] = {}
         self.asked = 0
         self.answered: dict[object, Answer] = {}
+        self.settled_at = 0.0
+        self.resting: dict[tuple[Transport, int], tuple[float, Mapping]] = {}
         self.table.set_external_address("203.0.113.1", now=0.0)
         self.table.add_static(Key(Transport.TCP, HOSTS[0], 1), 2001)
         self.settle(True)
@@ -132,21 +139,69 @@ class TableMachine(RuleBasedStateMachine):
         self.asked += 1
         return self.asked
 
-    @rule(key=KEYS, suggested=st.integers(1998, 2009), lifetime=st.integers(1, 100000), draw=st.integers(0, 20))
-    def request(self, key: Key, suggested: int, lifetime: int, draw: int) -> None:
+    @rule(
+        key=KEYS,
+        suggested=st.integers(1998, 2009),
+        lifetime=st.integers(1, 100000),
+        draw=st.integers(0, 20),
+        nonce=NONCES,
+        exact=st.booleans(),
+    )
+    def request(self, key: Key, suggested: int, lifetime: int, draw: int, nonce: bytes | None, exact: bool) -> None:
         self.table.request(
             key,
             suggested_port=suggested,
             lifetime=lifetime,
-            origin=Origin.NATPMP,
+            origin=Origin.PCP if nonce else Origin.NATPMP,
+            nonce=nonce,
+            exact=exact and nonce is not None,
+            requester=nonce,
             ticket=self.ticket(),
             draw=draw,
             now=self.now,
         )
 
-    @rule(key=KEYS)
-    def delete(self, key: Key) -> None:
-        self.table.delete(key, ticket=self.ticket(), now=self.now)
+    @rule(key=KEYS, suggested=st.integers(1998, 2009), nonce=NONCES)
+    def request_with_nothing_under_way(self, key: Key, suggested: int, nonce: bytes | None) -> None:
+        """What the answer has to say follows from what is there."""
+        self.settle(True)
+        before = self.table.find(key)
+        until, freed = self.resting.get((key.transport, suggested), (0.0, before))
+        rests = until > self.now and freed is not None and freed.key != key
+        self.request(key, suggested, 3600, 3, nonce, True)
+        self.settle(True)
+        answer = self.answered[self.asked]
+        after = self.table.find(key)
+        if answer.verdict is not Verdict.DONE:
+            assert after == before
+            return
+        assert after is not None
+        assert answer.external_port == after.external_port
+        assert answer.external_address == self.table.external_address
+        assert answer.is_permanent == (after.expires_at is None)
+        if before is not None:
+            assert after.external_port == before.external_port
+            assert before.nonce is None or nonce in (None, before.nonce)
+        if after.origin is not Origin.STATIC:
+            assert after.nonce == (nonce if before is None or before.nonce is None else before.nonce)
+        if nonce is not None:
+            assert answer.external_port == suggested
+            assert before is not None or not rests
+
+    @rule(key=KEYS, nonce=NONCES)
+    def delete(self, key: Key, nonce: bytes | None) -> None:
+        self.table.delete(key, ticket=self.ticket(), now=self.now, nonce=nonce)
+
+    @rule(key=KEYS, nonce=NONCES)
+    def delete_with_nothing_under_way(self, key: Key, nonce: bytes | None) -> None:
+        self.settle(True)
+        before = self.table.find(key)
+        self.delete(key, nonce)
+        self.settle(True)
+        answer = self.answered[self.asked]
+        may = before is None or (before.origin is not Origin.STATIC and before.nonce in (None, nonce))
+        assert (answer.verdict is Verdict.DONE) == may
+        assert self.table.find(key) == (None if may else before)
 
     @rule(transport=st.sampled_from(Transport), host=st.sampled_from(HOSTS))
     def delete_all(self, transport: Transport, host: str) -> None:
@@ -184,12 +239,20 @@ class TableMachine(RuleBasedStateMachine):
                     case Remove(number):
                         del self.carried[number]
                     case Changed(change, mapping):
+                        end = (mapping.key.transport, mapping.external_port)
                         if change is Change.CREATED:
                             assert mapping.key not in self.believed
+                            self.resting.pop(end, None)
+                        if change in (Change.DELETED, Change.LAPSED):
+                            self.resting[end] = (self.settled_at + LIMITS.hold_down, mapping)
                         if change in (Change.CREATED, Change.RENEWED):
                             self.believed[mapping.key] = mapping
                         elif mapping.origin is not Origin.STATIC:
                             del self.believed[mapping.key]
+                    case Moved(mapping, address, requester):
+                        assert mapping.nonce is not None
+                        assert requester == mapping.nonce
+                        assert address == self.table.external_address
                     case Answer(ticket, verdict, external_port, lifetime):
                         assert ticket not in self.answered
                         self.answered[ticket] = effect
@@ -199,6 +262,7 @@ class TableMachine(RuleBasedStateMachine):
                         assert external_port == 0 or 2000 <= external_port <= 2007
                     case _:
                         pass
+        self.settled_at = self.now
         self.check_settled()
 
     def check_settled(self) -> None:

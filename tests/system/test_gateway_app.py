@@ -19,6 +19,7 @@ from gateway.app import AddressEvent, Event, Gateway, MappingEvent
 from gateway.config import Endpoint, GatewayConfig
 from gateway.errors import InstallRefusedError, StartError
 from gateway.system import System
+from protocol import pcp
 from protocol.natpmp import (
     AddressRequest,
     AddressResponse,
@@ -332,11 +333,18 @@ async def test_announcements_reach_every_listener_of_the_machine(tmp_path: Path)
                     announced = decode_response(datagram)
                     assert isinstance(announced, AddressResponse)
                     assert announced.address == IPv4Address(EXTERNAL)
+                    datagram, peer = await hear(listener)
+                    assert peer == gateway.natpmp_addresses[0]
+                    also = pcp.decode_response(datagram)
+                    assert (also.opcode, also.result, also.lifetime) == (pcp.Opcode.ANNOUNCE, 0, 0)
             await gateway.set_external_address(SECOND_EXTERNAL)
             for listener in (first, second):
                 async with asyncio.timeout(WAIT):
                     while True:
-                        announced = decode_response((await hear(listener))[0])
+                        datagram, _ = await hear(listener)
+                        if datagram[0] == pcp.VERSION:
+                            continue
+                        announced = decode_response(datagram)
                         assert isinstance(announced, AddressResponse)
                         if announced.address == IPv4Address(SECOND_EXTERNAL):
                             break
@@ -525,6 +533,126 @@ async def test_random_datagrams_change_nothing(tmp_path: Path) -> None:
             sock.sendto(bytes(9000), endpoint)
         assert isinstance(await ask(gateway, AddressRequest(), "127.0.0.13"), AddressResponse)
         assert gateway.mappings() == []
+
+
+def pcp_map(internal: int, lifetime: int = 3600, nonce: bytes = b"a nonce here", host: str = HOST_A) -> bytes:
+    return pcp.Request(
+        opcode=pcp.Opcode.MAP,
+        lifetime=lifetime,
+        client=IPv4Address(host),
+        body=pcp.MapBody(
+            nonce=nonce, protocol=17, internal_port=internal, external_port=0, external_address=IPv4Address(0)
+        ),
+    ).encode()
+
+
+async def exchange(gateway: Gateway, sock: socket.socket, request: bytes) -> bytes:
+    (endpoint,) = gateway.natpmp_addresses
+    sock.sendto(request, endpoint)
+    reply, peer = await hear(sock)
+    assert peer == endpoint
+    return reply
+
+
+@pytest.mark.rfc("6887", "11")
+async def test_pcp_maps_on_the_same_port_and_table(tmp_path: Path) -> None:
+    events: list[Event] = []
+    async with running(config(tmp_path), events) as gateway:
+        with udp(HOST_A) as inside, udp("127.0.0.1") as sender:
+            port = inside.getsockname()[1]
+            response = pcp.decode_response(await exchange(gateway, inside, pcp_map(port)))
+            assert response.result == 0
+            assert response.body is not None
+            assert response.body.external_address == IPv4Address(EXTERNAL)
+            sender.sendto(b"in", (EXTERNAL, response.body.external_port))
+            assert (await hear(inside))[0] == b"in"
+            assert (await map_port(gateway, port)).external_port == response.body.external_port
+            (view,) = gateway.mappings()
+            assert view.origin == "pcp"
+            assert pcp.decode_response(await exchange(gateway, inside, pcp_map(port, 0))).result == 0
+            assert gateway.mappings() == []
+    assert not any("nonce" in repr(event) for event in events)
+
+
+@pytest.mark.rfc("6887", "9")
+@pytest.mark.parametrize(
+    ("is_on", "request_", "head"),
+    [
+        (True, b"\0\0", "0080 0000"),
+        (True, b"\1\0", "0280 0001 00000708"),
+        (True, b"\2\0" + bytes(18) + b"\xff\xff" + bytes(2), "0280 000c 00000708"),
+        (True, pcp_map(4500), "0281 0000 00000e10"),
+        (True, b"\3\1" + bytes(10), "0281 0001 00000708"),
+        (False, b"\0\0", "0080 0000"),
+        (False, b"\1\0", "0000 0001"),
+        (False, pcp_map(4500), "0081 0001"),
+        (False, b"\3\1" + bytes(10), "0000 0001"),
+    ],
+)
+async def test_every_version_gets_an_answer_it_understands(
+    tmp_path: Path, is_on: bool, request_: bytes, head: str
+) -> None:
+    async with running(config(tmp_path, pcp={"enabled": is_on})) as gateway:
+        with udp(HOST_A) as sock:
+            reply = await exchange(gateway, sock, request_)
+            assert reply.startswith(bytes.fromhex(head))
+
+
+@pytest.mark.rfc("6887", "14.2")
+async def test_pcp_clients_are_told_where_their_mappings_moved(tmp_path: Path) -> None:
+    time = ManualTime()
+    async with running(config(tmp_path), system=time) as gateway:
+        with udp(HOST_A) as first, udp(HOST_B) as second:
+            made = pcp.decode_response(await exchange(gateway, first, pcp_map(4500)))
+            await exchange(gateway, second, pcp_map(4500, host=HOST_B))
+            time.elapsed += 1000
+            await gateway.set_external_address(SECOND_EXTERNAL)
+            for _ in range(3):
+                datagram, peer = await hear(first)
+                assert peer == gateway.natpmp_addresses[0]
+                update = pcp.decode_response(datagram)
+                assert update.body is not None
+                assert made.body is not None
+                assert update.body.external_address == IPv4Address(SECOND_EXTERNAL)
+                assert update.body.external_port == made.body.external_port
+                assert (update.body.nonce, update.body.internal_port) == (b"a nonce here", 4500)
+                assert update.epoch <= 5
+                assert 2590 <= update.lifetime <= 2600
+            assert gateway.counters["mapping updates"] == 6
+            # One that has renewed knows already.
+            await exchange(gateway, second, pcp_map(4500, 0, host=HOST_B))
+            await gateway.set_external_address(EXTERNAL)
+            await hear(first)
+            assert pcp.decode_response(await exchange(gateway, first, pcp_map(4500))).result == 0
+            sent = gateway.counters["mapping updates"]
+            await asyncio.sleep(0.9)
+            assert gateway.counters["mapping updates"] == sent < 9
+
+
+@pytest.mark.rfc("6887", "8.5")
+async def test_a_restart_begins_the_epoch_of_pcp_and_keeps_its_mappings(tmp_path: Path) -> None:
+    time = ManualTime()
+    settings = config(tmp_path)
+    async with running(settings, system=time) as gateway:
+        with udp(HOST_A) as sock:
+            made = pcp.decode_response(await exchange(gateway, sock, pcp_map(4500)))
+            time.elapsed += 1000
+    async with running(settings, system=time) as gateway:
+        assert gateway.epoch() >= 1000
+        with udp(HOST_A) as sock:
+            again = pcp.decode_response(await exchange(gateway, sock, pcp_map(4500)))
+            assert again.epoch <= 1
+            assert again.body == made.body
+            stranger = pcp.decode_response(await exchange(gateway, sock, pcp_map(4500, nonce=b"not the same")))
+            assert stranger.result == pcp.ResultCode.NOT_AUTHORIZED
+
+
+async def test_a_start_without_an_address_is_announced_to_pcp_clients(tmp_path: Path) -> None:
+    settings = config(tmp_path, external={})
+    with group_member(*settings.natpmp.announce_to) as listener:
+        async with running(settings):
+            heard = {(await hear(listener))[0][:4] for _ in range(2)}
+    assert heard == {bytes.fromhex("00800003"), bytes.fromhex("02800000")}
 
 
 @pytest.mark.parametrize("problem", ["listen", "external", "state", "static", "static twice"])

@@ -28,6 +28,7 @@ def test_the_smallest_file_has_the_rfcs_defaults() -> None:
     assert config.natpmp.listen == (Endpoint("192.168.1.1", 5351),)
     assert config.natpmp.announce_to == Endpoint("224.0.0.1", 5350)
     assert config.external.address is None
+    assert (config.pcp.enabled, config.pcp.third_party) == (True, False)
     assert (config.limits.shortest_lifetime_seconds, config.limits.longest_lifetime_seconds) == (120, 86400)
 
 

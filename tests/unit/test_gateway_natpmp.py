@@ -125,6 +125,8 @@ def test_lapsed_mapping_is_gone() -> None:
     desk = Desk()
     desk.map(4500, 4500, 120)
     desk.now = 120.0
+    assert desk.map(4500, 0, 0) == "0: 4500 0 0"
+    desk.now = 240.0
     assert desk.map(4500, 4500, peer=B) == "0: 4500 4500 3600"
 
 

@@ -183,7 +183,7 @@ def test_a_mapping_lapses_at_its_time_and_frees_the_port() -> None:
     played.settle()
     assert not played.carried
     assert played.changes[-1][0] is Change.LAPSED
-    played.now = 1200.0
+    played.now = 1320.0
     assert played.ask(Key(UDP, B, 4500), 4500) == (Verdict.DONE, 4500, 3600)
 
 
@@ -191,7 +191,7 @@ def test_a_request_after_the_lapse_is_a_new_mapping_even_if_no_timer_ran() -> No
     played = Played()
     played.ask(Key(UDP, A, 4500), 4500, lifetime=200)
     played.now += 200
-    assert played.ask(Key(UDP, B, 4500), 4500)[1] == 4500
+    assert played.ask(Key(UDP, A, 4500), 6000)[1] == 6000
     assert [change for change, _ in played.changes] == [Change.CREATED, Change.LAPSED, Change.CREATED]
 
 
@@ -397,6 +397,20 @@ def test_a_mapping_lost_at_the_new_address_begins_the_epoch_anew() -> None:
     assert played.table.epoch(played.now) == 0
     assert played.external_ports() == {Key(TCP, B, 80): 8080}
     assert played.changes[-1][0] is Change.LOST
+
+
+@pytest.mark.rfc("6887", "8.5")
+def test_the_strict_epoch_begins_anew_with_table_loss_and_another_address() -> None:
+    played = Played(epoch=500)
+    epochs = []
+    for address in (None, EXTERNAL, None, "203.0.113.99", EXTERNAL):
+        played.now += 10
+        played.table.set_external_address(address, now=played.now)
+        epochs.append((played.table.epoch(played.now), played.table.strict_epoch(played.now)))
+    assert epochs == [(510, 10), (520, 20), (530, 30), (540, 0), (550, 0)]
+    played.now += 10
+    played.table.reset_epoch(now=played.now)
+    assert (played.table.epoch(played.now), played.table.strict_epoch(played.now)) == (0, 0)
 
 
 def test_an_address_change_during_an_installation() -> None:
