@@ -23,10 +23,25 @@ _NLMSG_ERROR: Final = 2
 _NLMSG_DONE: Final = 3
 _REQUEST: Final = 0x001
 _ACK: Final = 0x004
+_CREATE: Final = 0x400
 _DUMP: Final = 0x300
 
 _GET_GENERATION: Final = 10 << 8 | 16
 _GENERATION_ID: Final = 1
+_BATCH_BEGIN: Final = 0x10
+_BATCH_END: Final = 0x11
+_BATCH_GENERATION: Final = 1
+_SUBSYSTEM_NFTABLES: Final = 10
+_NEW_ELEMENT: Final = 10 << 8 | 12
+_DELETE_ELEMENT: Final = 10 << 8 | 14
+_FAMILY_INET: Final = 1
+_ELEMENTS_TABLE: Final = 1
+_ELEMENTS_SET: Final = 2
+_ELEMENTS_LIST: Final = 3
+_LIST_ELEMENT: Final = 1
+_ELEMENT_KEY: Final = 1
+_ELEMENT_DATA: Final = 2
+_DATA_VALUE: Final = 1
 _CONNTRACK_GET: Final = 1 << 8 | 1
 _CONNTRACK_DELETE: Final = 1 << 8 | 2
 
@@ -77,6 +92,20 @@ class Pattern(NamedTuple):
     port: int
 
 
+class ElementChange(NamedTuple):
+    """An element to add to a set or map, or to delete. `key` and `data` are what `packed` gives."""
+
+    set_name: str
+    key: bytes
+    data: bytes = b""
+    is_deletion: bool = False
+
+
+def packed(*fields: bytes) -> bytes:
+    """A concatenation as nftables has it: each field filled up to four octets."""
+    return b"".join(field + b"\0" * (-len(field) % 4) for field in fields)
+
+
 class Netfilter:
     """A request socket. The constructor raises OSError where the kernel has no netfilter; not for several threads."""
 
@@ -97,6 +126,44 @@ class Netfilter:
                 if kind == _GENERATION_ID:
                     return int.from_bytes(value, "big")
         raise NetfilterError(errno.EPROTO, "the kernel gave no ruleset generation")
+
+    def change_elements(self, table: str, changes: list[ElementChange], *, generation: int | None) -> None:
+        """Commit changes to sets and maps of an inet table: all or, with `NetfilterError`, none. For a few at a time.
+
+        libnftables does the same in three times the time, for it lists all tables before each change. With a
+        `generation` that is not the kernel's any more nothing is changed and the error is ERESTART.
+        """
+        nftables = struct.pack(">BBH", socket.AF_UNSPEC, 0, _SUBSYSTEM_NFTABLES)
+        family = struct.pack(">BBH", _FAMILY_INET, 0, 0)
+        first = self._sequence + 1
+        begin = nftables
+        if generation is not None:
+            begin += _attribute(_BATCH_GENERATION, struct.pack(">I", generation))
+        parts = [self._message(_BATCH_BEGIN, _REQUEST, begin)]
+        for change in changes:
+            element = _attribute(_NESTED | _ELEMENT_KEY, _attribute(_DATA_VALUE, change.key))
+            if change.data:
+                element += _attribute(_NESTED | _ELEMENT_DATA, _attribute(_DATA_VALUE, change.data))
+            body = family + _attribute(_ELEMENTS_TABLE, table.encode("ascii") + b"\0")
+            body += _attribute(_ELEMENTS_SET, change.set_name.encode("ascii") + b"\0")
+            body += _attribute(_NESTED | _ELEMENTS_LIST, _attribute(_NESTED | _LIST_ELEMENT, element))
+            kind = _DELETE_ELEMENT if change.is_deletion else _NEW_ELEMENT
+            parts.append(self._message(kind, _REQUEST | _ACK | (0 if change.is_deletion else _CREATE), body))
+        last = self._sequence
+        parts.append(self._message(_BATCH_END, _REQUEST, nftables))
+        self._socket.send(b"".join(parts))
+        # A batch that is refused as a whole has one answer, to its first message and ahead of all others.
+        failure = 0
+        while True:
+            for sequence, answer, content in _messages(self._socket.recv(1 << 17)):
+                if answer != _NLMSG_ERROR or not first <= sequence <= last:
+                    continue
+                code = -struct.unpack_from("=i", content)[0]
+                failure = failure or code
+                if sequence == last or (sequence == first and code):
+                    if failure:
+                        raise NetfilterError(failure, os.strerror(failure))
+                    return
 
     def drop_flows(self, patterns: Iterable[Pattern]) -> int:
         """Delete the conntrack entries that match any pattern; gives their number. Raises OSError."""
@@ -130,18 +197,15 @@ class Netfilter:
                         name += _attribute(kind, attributes[kind])
                 yield name
 
+    def _message(self, kind: int, flags: int, payload: bytes) -> bytes:
+        self._sequence = (self._sequence + 1) % 0x7FFFFFFF
+        return _HEADER.pack(_HEADER.size + len(payload), kind, flags, self._sequence, 0) + payload
+
     def _ask(self, kind: int, family: int, flags: int, body: bytes) -> Iterator[tuple[int, bytes]]:
         """Send a request and give the answers, each as kind and attributes."""
-        self._sequence = (self._sequence + 1) & 0xFFFFFFFF
-        payload = struct.pack(">BBH", family, 0, 0) + body
-        self._socket.send(_HEADER.pack(_HEADER.size + len(payload), kind, flags, self._sequence, 0) + payload)
+        self._socket.send(self._message(kind, flags, struct.pack(">BBH", family, 0, 0) + body))
         while True:
-            datagram = self._socket.recv(1 << 17)
-            at = 0
-            while at + _HEADER.size <= len(datagram):
-                length, answer, _, sequence, _ = _HEADER.unpack_from(datagram, at)
-                content = datagram[at + _HEADER.size : at + length]
-                at += (length + 3) & ~3
+            for sequence, answer, content in _messages(self._socket.recv(1 << 17)):
                 if sequence != self._sequence:
                     continue  # the rest of a dump that was given up
                 if answer == _NLMSG_DONE:
@@ -188,6 +252,17 @@ class RulesetEvents:
                 if error.errno != errno.ENOBUFS:
                     raise
                 changed = True  # events were lost
+
+
+def _messages(datagram: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Sequence number, kind and content of each message."""
+    at = 0
+    while at + _HEADER.size <= len(datagram):
+        length, kind, _, sequence, _ = _HEADER.unpack_from(datagram, at)
+        if length < _HEADER.size:
+            return
+        yield sequence, kind, datagram[at + _HEADER.size : at + length]
+        at += (length + 3) & ~3
 
 
 def _attribute(kind: int, value: bytes) -> bytes:

@@ -5,6 +5,9 @@ own packets keep the mapped port, RFC 6886 §3.3 and RFC 4787 §4.1). Rules are 
 everything happens in this one table: what other tables do stays theirs. An accepting rule here cannot overrule a
 dropping one there, so a firewall of the router needs `ct status dnat accept` in its own forward chain.
 
+The table is made, listed and compared through libnftables; single elements go to the kernel by netlink, bound to the
+generation we know, so that somebody else's change in between is noticed at once.
+
 Conntrack entries outlive the rules that made them. Those of a removed mapping are dropped, and for a new UDP mapping
 those from before it, which would keep old flows on old ports. That happens in a thread, a moment after the change.
 """
@@ -30,7 +33,7 @@ from gateway.errors import InstallRefusedError, StartError
 from gateway.mappings import Install, Transport
 
 from .libnftables import LIBRARY, Nftables, NftablesError
-from .netfilter import End, Netfilter, Pattern, RulesetEvents, Way
+from .netfilter import ElementChange, End, Netfilter, NetfilterError, Pattern, RulesetEvents, Way, packed
 
 TABLE = "homing"
 CHECK_SECONDS = 30.0
@@ -39,6 +42,8 @@ SETTLE_SECONDS = 0.2
 """Wait after somebody else's change: who flushes a ruleset mostly loads another one at once."""
 CLAIM_SECONDS = 1.0
 """How long elements of an earlier run wait for their mapping to be installed again."""
+HEAR_TRIES = 4
+"""Rounds of reading events while more keep coming; then the table is compared anyway."""
 FLOW_SECONDS = 0.05
 """Dropped flows are collected for this long: mappings often end together, and each search costs milliseconds."""
 
@@ -156,6 +161,10 @@ def _key(end: Outside | Inside) -> str:
     return f"{end[0]} . {end.transport} . {end.port}"
 
 
+class _Outdated(Exception):
+    """Somebody else has changed a ruleset since we looked."""
+
+
 class NftablesBackend:
     """Implements `gateway.backend.base.Backend` with rules of the kernel."""
 
@@ -226,9 +235,8 @@ class NftablesBackend:
         before = self._claim_left_over(element)
         if element in before:
             return
-        commands = _deletions(before) + _additions([element], external=self._is_new_address(element))
         try:
-            self._change(commands)
+            self._change(_removals(before) + _entries(element, external=self._is_new_address(element)))
         except NftablesError as error:
             self._forget(install.number)
             raise InstallRefusedError(f"nftables: {error}") from error
@@ -248,7 +256,7 @@ class NftablesBackend:
         self._stale |= _flows_of(element)
         self._plan_flows()
         try:
-            self._change(_deletions([element]))
+            self._change(_removals([element]))
         except NftablesError as error:
             self._log.error("mapping could not be removed from nftables", reason=str(error))
 
@@ -313,34 +321,31 @@ class NftablesBackend:
 
     # -- the kernel's table ----------------------------------------------------------------------------------------
 
-    def _change(self, commands: list[str]) -> None:
+    def _change(self, changes: list[ElementChange]) -> None:
         """Commit a change. Where the kernel refuses it, the table is not as we left it: it is put back whole."""
-        if not commands:
-            return
-        assert self._nftables is not None
-        try:
-            self._nftables.run("\n".join(commands))
-        except NftablesError as error:
-            self._log.warning("nftables refused a change, the table is put back", reason=str(error))
-            try:
-                self._put_all()
-            except NftablesError:
-                self._suspect_change()
-                raise
-            self.counters["tables put back"] += 1
-        self._account()
-
-    def _account(self) -> None:
-        """Take our own change as known, and look closer if it was not the only one since."""
         assert self._netfilter is not None
-        if self._events is None:
-            return
-        self._events.drain()
-        generation = self._netfilter.generation()
-        if generation != self._generation + 1:
+        try:
+            if not self._suspicion:
+                with contextlib.suppress(_Outdated):
+                    self._commit(changes, self._generation)
+                    self._generation = _next_generation(self._generation)
+                    return
+                self._suspect_change()
+            self._commit(changes, None)
+        except OSError as error:
+            self._log.warning("the kernel refused a change, the table is put back", reason=error.strerror)
             self._suspect_change()
-        elif not self._suspicion:
-            self._generation = generation
+            self._put_all()
+            self.counters["tables put back"] += 1
+
+    def _commit(self, changes: list[ElementChange], generation: int | None) -> None:
+        assert self._netfilter is not None
+        try:
+            self._netfilter.change_elements(TABLE, changes, generation=generation)
+        except NetfilterError as error:
+            if error.errno == errno.ERESTART:
+                raise _Outdated from None
+            raise
 
     def _suspect_change(self) -> None:
         """Have the whole table compared soon."""
@@ -379,10 +384,22 @@ class NftablesBackend:
         """Somebody changed a ruleset; ours, perhaps."""
         assert self._events is not None
         assert self._netfilter is not None
-        if self._events.drain():
-            self._suspect_change()
-        elif not self._suspicion:
-            self._generation = self._netfilter.generation()
+        is_ours_changed = False
+        before = self._netfilter.generation()
+        for _ in range(HEAR_TRIES):
+            is_ours_changed |= self._events.drain()
+            after = self._netfilter.generation()
+            if after == before:
+                break
+            before = after
+        else:
+            is_ours_changed = True
+        # The table's own events are ours as long as nobody else raised the generation.
+        if after != self._generation and not self._suspicion:
+            if is_ours_changed:
+                self._suspect_change()
+            else:
+                self._generation = after
 
     def _plan_check(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -406,7 +423,9 @@ class NftablesBackend:
                     self._log.warning("somebody changed our nftables table, it is put back", table=f"inet {TABLE}")
                     self._put_all()
                     self.counters["tables put back"] += 1
-                    self._account()
+                    self._generation = _next_generation(generation)
+                    if self._netfilter.generation() != self._generation:
+                        self._suspect_change()
         except (NftablesError, OSError) as error:
             self._suspicion = True
             self._log.error("nftables table cannot be checked", reason=str(error))
@@ -420,13 +439,14 @@ class NftablesBackend:
         for element in left_over:
             self._stale |= _flows_of(element)
         self._plan_flows()
-        try:
-            self._change(_deletions(left_over))
-        except NftablesError as error:
-            self._log.error("old mappings could not be removed from nftables", reason=str(error))
-        else:
-            if left_over:
-                self._log.info("elements of an earlier run removed", count=len(left_over))
+        if not left_over:
+            return
+        assert self._nftables is not None
+        self._log.info("elements of an earlier run removed", count=len(left_over))
+        with contextlib.suppress(NftablesError):
+            self._nftables.run("\n".join(_deletions(left_over)))
+        # They may be too many for `_change`; whether it worked is seen when the table is compared.
+        self._suspect_change()
 
     def _claim_left_over(self, element: Element) -> list[Element]:
         """Take out what an earlier run left on either end of a mapping."""
@@ -478,6 +498,35 @@ class NftablesBackend:
         else:
             self.counters["failures"] += 1
             self._log.error("flows of old mappings could not be dropped", reason=str(failure))
+
+
+def _next_generation(generation: int) -> int:
+    """The kernel counts in 32 bits and leaves out zero."""
+    return (generation + 1) & 0xFFFFFFFF or 1
+
+
+def _packed(end: Outside | Inside, *, is_key: bool) -> bytes:
+    address, port = socket.inet_aton(end[0]), end.port.to_bytes(2, "big")
+    return packed(address, bytes([end.transport]), port) if is_key else packed(address, port)
+
+
+def _entries(element: Element, *, external: bool) -> list[ElementChange]:
+    outside, inside = element
+    entries = [
+        ElementChange("inward", _packed(outside, is_key=True), _packed(inside, is_key=False)),
+        ElementChange("outward", _packed(inside, is_key=True), _packed(outside, is_key=False)),
+    ]
+    if external:
+        entries.append(ElementChange("external", socket.inet_aton(outside.address)))
+    return entries
+
+
+def _removals(elements: Iterable[Element]) -> list[ElementChange]:
+    return [
+        ElementChange(name, _packed(end, is_key=True), is_deletion=True)
+        for outside, inside in elements
+        for name, end in (("inward", outside), ("outward", inside))
+    ]
 
 
 def _element(install: Install) -> Element:

@@ -236,10 +236,13 @@ async def test_changes_of_other_tables_are_no_concern(network: Network) -> None:
     async with carrying() as backend:
         install(backend, (LAN_HOST, INNER_PORT))
         network.nft("add table ip other")
+        # At once, while we do not know yet that somebody was there, and after we have heard.
+        install(backend, (LAN_HOST, INNER_PORT + 1), port=PORT + 1, number=2)
         network.nft("delete table ip other")
         await asyncio.sleep(0.3)
-        install(backend, (LAN_HOST, INNER_PORT + 1), port=PORT + 1, number=2)
-        assert elements(network, "inward") == 2
+        install(backend, (LAN_HOST, INNER_PORT + 2), port=PORT + 2, number=3)
+        backend.remove(1)
+        assert elements(network, "inward") == elements(network, "outward") == 2
         assert backend.counters["tables put back"] == 0
 
 
