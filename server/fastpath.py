@@ -14,9 +14,9 @@ begins to cap its TTL.
 import heapq
 from typing import Final
 
-from protocol.constants import HEADER_OCTETS, MAX_NAME_OCTETS, EdnsOption, Rcode, Type, is_meta_type
+from protocol.constants import HEADER_OCTETS, MAX_LABEL_OCTETS, MAX_NAME_OCTETS, EdnsOption, Rcode, Type, is_meta_type
 from protocol.edns import Opt
-from protocol.name import fold, label_starts
+from protocol.name import fold
 from protocol.rdata import soa_minimum
 from server.answer import resolve
 from server.metrics import Requests
@@ -28,7 +28,8 @@ from server.zone.zone import Zone, Zones
 
 MAX_READY: Final = 32_768  # answers in one generation
 MAX_READY_OCTETS: Final = 8 * 1024 * 1024  # keys and answers of one generation
-MAX_SEEN: Final = 65_536  # keys remembered as asked once
+MAX_SEEN: Final = 65_536  # keys remembered as asked once, looked at once a batch
+MAX_PLACES: Final = 4096  # parents of names whose place in a zone is remembered
 QUIET_SECONDS: Final = 2  # a zone that changed within them has its negative answers computed, not kept
 FOREVER: Final = 1 << 62
 
@@ -47,16 +48,28 @@ _OPT_REPLIES: Final = (
 )
 _LLQ: Final = EdnsOption.LLQ.to_bytes(2, "big")
 _CNAME: Final = Type.CNAME.to_bytes(2, "big")
+_ONE: Final = b"\x00\x01"
+_ONE_ANSWER: Final = bytes.fromhex("0001 0000 0000")
+_ONE_ANSWER_EDNS: Final = bytes.fromhex("0001 0000 0001")
+_NEVER_LAPSES: Final = bytes(4)
 _WILDCARD: Final = b"\x01*"
 # Answered by the slow path whatever the zone holds: DS is asked of the parent's side, the others are no data.
 _NEVER: Final = frozenset((0, Type.OPT, Type.DS, Type.SOA, *range(128, 256)))
-_WITH_TARGETS: Final = frozenset((Type.NS, Type.SRV, Type.MX))  # their answers carry addresses of other names
+_COMMON_TYPES: Final = {rtype.to_bytes(2, "big") + _IN: rtype for rtype in range(256) if rtype not in _NEVER}
+_WITH_TARGETS: Final = frozenset(
+    rtype.to_bytes(2, "big") for rtype in (Type.NS, Type.SRV, Type.MX)
+)  # their answers carry addresses of other names
 _SHARED_RCODES: Final = (Rcode.NOERROR, Rcode.NXDOMAIN)
 
 
-def _heads(rcode: int) -> tuple[bytes, bytes]:
-    """Flags and QDCOUNT of authoritative replies, by RD."""
-    return bytes((0x84, rcode, 0, 1)), bytes((0x85, rcode, 0, 1))
+# Flags and counts by RD: an absent name with one record in Authority, without and with OPT; flags and QDCOUNT alone.
+_ABSENT: Final = (bytes.fromhex("8403 0001 0000 0001 0000"), bytes.fromhex("8503 0001 0000 0001 0000"))
+_ABSENT_EDNS: Final = (bytes.fromhex("8403 0001 0000 0001 0001"), bytes.fromhex("8503 0001 0000 0001 0001"))
+_PRESENT: Final = (bytes.fromhex("8400 0001"), bytes.fromhex("8500 0001"))
+_POINTERS: Final = tuple((0xC000 | at).to_bytes(2, "big") for at in range(HEADER_OCTETS + MAX_NAME_OCTETS))
+
+# Nodes, children and cuts of a zone, its apex, whether a wildcard is at the encloser, and the SOA RR less its owner.
+_Place = tuple[dict[bytes, bytes], dict[bytes, int], set[bytes], bytes, bool, bytes]
 
 
 class _Generation:
@@ -184,6 +197,7 @@ class FastPath:
 
     def __init__(self, zones: Zones, clock: Clock, requests: Requests) -> None:
         self._zones = zones
+        self._by_apex = zones.by_apex
         self._zone_at = zones.by_apex.get
         self._clock = clock
         self._requests = requests
@@ -191,11 +205,9 @@ class FastPath:
         self._young = _Generation()
         self._old = _Generation()
         self._seen: set[int] = set()
-        self._soas: dict[bytes, tuple[int, bytes, int, bytes]] = {}
+        self._places: dict[bytes, _Place] = {}
         self._changed_at: dict[bytes, int] = {}
         self._now = 0
-        self._positive = _heads(Rcode.NOERROR)
-        self._negative = _heads(Rcode.NXDOMAIN)
         self.ready = self._young.answers
         """Key -> answer: what the listener looks into first. Another one after each generation."""
 
@@ -207,6 +219,8 @@ class FastPath:
             self._young.drop_ended(now)
             self._old.drop_ended(now)
             self._tell_size()
+        if len(self._seen) >= MAX_SEEN:
+            self._seen.clear()
 
     def find(self, datagram: bytes) -> bytes | None:
         """The whole reply to one datagram, when there is one here: for listeners that take them one by one."""
@@ -219,46 +233,77 @@ class FastPath:
         return datagram[:2] + answer
 
     def answer(self, key: bytes) -> bytes | None:
-        """The answer to a key that is not `ready`; the caller counts its RCODE."""
+        """The answer to a key that is not `ready`; the caller counts its RCODE.
+
+        One long step, since a flood of new names comes this way: header, question and OPT, then the place of the name
+        in its zone, then for an absent name the SOA joined to the question.
+        """
         old = self._old.answers.get(key)
         if old is not None:
-            names, until = self._old.facts[key]
-            self._old.drop(key)
-            self._keep(key, old, names, until)
-            return old
-        counts = key[2:_NAME_AT]
+            return self._renew(key, old)
         end = key.find(0, _NAME_AT) + 1
         after = end + 4
-        size = len(key)
-        if (key and key[0] & _NOT_PLAIN) or not end or end - _NAME_AT > MAX_NAME_OCTETS:
-            return None
-        if counts == _COUNTS_PLAIN:
-            if size != after:
-                return None
+        if len(key) == after and key[2:_NAME_AT] == _COUNTS_PLAIN:
             limit = _PLAIN_UDP
             opt = b""
-        elif counts == _COUNTS_EDNS:
+            heads = _ABSENT
+        else:
             fixed = after + _OPT_FIXED
-            if size < fixed or key[after : after + 3] != _OPT_HEAD or key[after + 6]:
+            if not end or len(key) < fixed or key[2:_NAME_AT] != _COUNTS_EDNS or key[after : after + 3] != _OPT_HEAD:
                 return None
             options = key[fixed - 2] << 8 | key[fixed - 1]
-            if size != fixed + options:
+            if len(key) != fixed + options or key[after + 6]:
                 return None
             if options:
                 return self._without_options(key, fixed)
             limit = max(_PLAIN_UDP, min(key[after + 3] << 8 | key[after + 4], UDP_PAYLOAD))
             opt = _OPT_REPLIES[key[after + 7] >> 7]
+            heads = _ABSENT_EDNS
+        flags = key[0]
+        if flags & _NOT_PLAIN or end > _NAME_AT + MAX_NAME_OCTETS:
+            return None
+        rtype = _COMMON_TYPES.get(key[end:after])
+        if rtype is None:
+            rtype = key[end] << 8 | key[end + 1]
+            if rtype in _NEVER or key[end + 2 : after] != _IN:
+                return None
+        name = key[_NAME_AT:end].lower()
+        if name in self._by_apex or name[0] > MAX_LABEL_OCTETS:
+            return None
+        place = self._places.get(name[name[0] + 1 :]) or self._find_place(name)
+        if place is None:
+            return None
+        nodes, children, cuts, apex, has_wildcard, soa = place
+        blob = nodes.get(name)
+        if blob is not None:
+            if name in cuts:
+                return None
+            return self._at_node(key, end, name, blob, apex, soa, limit, opt)
+        if name in children:
+            return self._no_data(key, end, (b"\xff" + apex,), FOREVER, apex, soa, limit, opt)
+        if has_wildcard:
+            return None
+        at = end - len(apex)
+        if key[at:end] == apex:
+            answer = heads[flags & _RD] + key[_NAME_AT:after] + _POINTERS[at + 2] + soa + opt
         else:
+            answer = heads[flags & _RD] + key[_NAME_AT:after] + _owner(key, end, apex) + soa + opt
+        if len(answer) + 2 > limit:
             return None
-        if key[end + 2 : after] != _IN:
-            return None
-        rtype = key[end] << 8 | key[end + 1]
-        if rtype in _NEVER:
-            return None
-        try:
-            return self._from_zone(key, end, rtype, limit, opt)
-        except IndexError:
-            return None  # labels that run past the name
+        self._requests.computed += 1
+        mark = hash(key)
+        if mark not in self._seen:
+            self._seen.add(mark)
+        elif self._now - self._changed_at.get(apex, -QUIET_SECONDS) >= QUIET_SECONDS:
+            self._keep(key, answer, (b"\xff" + apex,), FOREVER)
+        return answer
+
+    def _renew(self, key: bytes, answer: bytes) -> bytes:
+        """Move what is still asked for into the young generation."""
+        names, until = self._old.facts[key]
+        self._old.drop(key)
+        self._keep(key, answer, names, until)
+        return answer
 
     def _without_options(self, key: bytes, fixed: int) -> bytes | None:
         """An answer does not depend on options other than LLQ, so cookies and padding share one ready answer."""
@@ -267,57 +312,72 @@ class FastPath:
         plain = key[: fixed - 2] + b"\x00\x00"
         return self.ready.get(plain) or self.answer(plain)
 
-    def _from_zone(self, key: bytes, end: int, rtype: int, limit: int, opt: bytes) -> bytes | None:
-        """Walk the name up to its zone, then join the answer from the octets of its node or the zone's SOA."""
-        name = key[_NAME_AT:end].lower()
+    def _find_place(self, name: bytes) -> _Place | None:
+        """What an answer for a name needs of the zone, by the closest encloser of the name's parent.
+
+        None when the name is in no public zone of ours, not well formed, or below a delegation or DNAME. Kept until the
+        next change when the parent exists: names asked for are mostly neighbours.
+        """
         above = name
-        zone = self._zone_at(above)
+        zone = None
         while zone is None:
-            length = above[0]
-            if not length or length > 63:
+            if not above or not above[0] or above[0] > MAX_LABEL_OCTETS:
                 return None
-            above = above[length + 1 :]
+            above = above[above[0] + 1 :]
             zone = self._zone_at(above)
-        if zone.member_id is not None or not name[0]:
+        apex = zone.apex
+        if zone.member_id is not None or not apex[0]:
             return None
-        cuts, apex = zone.cuts, zone.apex
-        if cuts:
-            above = name
-            while above not in cuts:
-                if above == apex:
-                    break
-                above = above[above[0] + 1 :]
-            else:
+        above = above_name = name[name[0] + 1 :]
+        while zone.cuts:
+            if above in zone.cuts:
                 return None
-        until = FOREVER
-        blob = zone.nodes.get(name)
-        rcode: int = Rcode.NOERROR
-        if blob is not None:
-            at, until = self._look(blob, key[end : end + 2])
-            if at < 0:
-                return None
-            if at:
-                if rtype in _WITH_TARGETS:
-                    return None
-                return self._positive_answer(key, end, name, blob, at, limit, opt)
-            names: tuple[bytes, ...] = (name, b"\xff" + apex)
-        else:
-            nodes, children = zone.nodes, zone.children
-            if name not in children and name != apex:
-                above = name[name[0] + 1 :]
-                while above not in nodes and above not in children and above != apex:
-                    above = above[above[0] + 1 :]
-                wildcard = _WILDCARD + above
-                if wildcard in nodes or wildcard in children:
-                    return None
-                rcode = Rcode.NXDOMAIN
-            names = (b"\xff" + apex,)
+            if above == apex:
+                break
+            above = above[above[0] + 1 :]
+        above = above_name
+        while not zone.exists(above):
+            above = above[above[0] + 1 :]
+        soa = zone.soa
+        ttl = min(zone.soa_ttl, soa_minimum(soa))
+        rest = b"\x00\x06\x00\x01" + ttl.to_bytes(4, "big") + len(soa).to_bytes(2, "big") + soa
+        place = zone.nodes, zone.children, zone.cuts, apex, zone.exists(_WILDCARD + above), rest
+        if above == above_name:
+            if len(self._places) >= MAX_PLACES:
+                self._places.clear()
+            self._places[above] = place
+        return place
+
+    def _at_node(
+        self, key: bytes, end: int, name: bytes, blob: bytes, apex: bytes, soa: bytes, limit: int, opt: bytes
+    ) -> bytes | None:
+        at, until = self._look(blob, key[end : end + 2])
+        if at < 0:
+            return None
+        if not at:
+            return self._no_data(key, end, (name, b"\xff" + apex), until, apex, soa, limit, opt)
+        if key[end : end + 2] in _WITH_TARGETS:
+            return None
+        return self._positive_answer(key, end, name, blob, at, limit, opt)
+
+    def _no_data(
+        self,
+        key: bytes,
+        end: int,
+        names: tuple[bytes, ...],
+        until: int,
+        apex: bytes,
+        soa: bytes,
+        limit: int,
+        opt: bytes,
+    ) -> bytes | None:
         answer = b"".join(
             (
-                (self._negative if rcode else self._positive)[key[0] & _RD],
+                _PRESENT[key[0] & _RD],
                 b"\x00\x00\x00\x01\x00\x01" if opt else b"\x00\x00\x00\x01\x00\x00",
                 key[_NAME_AT : end + 4],
-                self._soa(zone, key, end),
+                _owner(key, end, apex),
+                soa,
                 opt,
             )
         )
@@ -346,7 +406,7 @@ class FastPath:
             position += 8
             for _ in range(count):
                 expires = blob[position : position + 4]
-                if expires != b"\x00\x00\x00\x00":
+                if expires != _NEVER_LAPSES:
                     until = min(until, int.from_bytes(expires, "big") - 1)
                 position += 6 + (blob[position + 4] << 8 | blob[position + 5])
         return (0, until) if until >= self._now else (-1, until)
@@ -358,11 +418,21 @@ class FastPath:
         ttl = blob[at + 2 : at + 6]
         count = blob[at + 6 : at + 8]
         position = at + 8
+        if count == _ONE and blob[position : position + 4] == _NEVER_LAPSES:  # most RRsets
+            stop = position + 6 + (blob[position + 4] << 8 | blob[position + 5])
+            head = _PRESENT[key[0] & _RD] + (_ONE_ANSWER_EDNS if opt else _ONE_ANSWER) + key[_NAME_AT : end + 4]
+            answer = head + b"\xc0\x0c" + key[end : end + 4] + ttl + blob[position + 4 : stop] + opt
+            if len(answer) + 2 > limit:
+                return None
+            self._requests.computed += 1
+            if self._is_second(key):
+                self._keep(key, answer, (name,), FOREVER)
+            return answer
         rdatas: list[tuple[int, int]] = []
         earliest = 0
         for _ in range(count[0] << 8 | count[1]):
             expires = blob[position : position + 4]
-            if expires != b"\x00\x00\x00\x00":
+            if expires != _NEVER_LAPSES:
                 moment = int.from_bytes(expires, "big")
                 if not earliest or moment < earliest:
                     earliest = moment
@@ -378,7 +448,7 @@ class FastPath:
             ttl = min(whole, earliest - self._now).to_bytes(4, "big")
         head = b"\xc0\x0c" + key[end : end + 2] + _IN + ttl
         parts: list[bytes] = [
-            self._positive[key[0] & _RD],
+            _PRESENT[key[0] & _RD],
             count,
             b"\x00\x00\x00\x01" if opt else b"\x00\x00\x00\x00",
             key[_NAME_AT : end + 4],
@@ -393,24 +463,6 @@ class FastPath:
         if until >= self._now and self._is_second(key):
             self._keep(key, answer, (name,), until)
         return answer
-
-    def _soa(self, zone: Zone, key: bytes, end: int) -> bytes:
-        """The SOA of a negative answer, its owner compressed against the question, letter case told apart."""
-        apex = zone.apex
-        held = self._soas.get(apex)
-        if held is None or held[0] != zone.serial or held[1] is not zone.soa_template or held[2] != zone.soa_ttl:
-            soa = zone.soa
-            ttl = min(zone.soa_ttl, soa_minimum(soa))
-            tail = b"\x00\x06\x00\x01" + ttl.to_bytes(4, "big") + len(soa).to_bytes(2, "big") + soa
-            held = self._soas[apex] = zone.serial, zone.soa_template, zone.soa_ttl, tail
-        at = end - len(apex)
-        suffix = key[at:end]
-        if suffix == apex:
-            return (0xC000 | at + 2).to_bytes(2, "big") + held[3] if apex[0] else apex + held[3]
-        for start in label_starts(apex):
-            if suffix[start:] == apex[start:] and apex[start]:
-                return apex[:start] + (0xC000 | at + 2 + start).to_bytes(2, "big") + held[3]
-        return apex + held[3]
 
     def offer(self, key: bytes, reply: bytes) -> None:
         """Take what the dispatcher has just replied over UDP: kept if it may be shared and was asked before."""
@@ -439,6 +491,7 @@ class FastPath:
         if not change.serial_from or not change.serial_to:
             self.clear()  # a zone came or went: other zones' names answer otherwise
             return
+        self._places.clear()
         self._changed_at[change.apex] = int(self._clock.lease())
         self._drop(b"\xff" + change.apex)
         for rr in (*change.removed, *change.added):
@@ -455,7 +508,7 @@ class FastPath:
     def clear(self) -> None:
         self._young, self._old = _Generation(), _Generation()
         self.ready = self._young.answers
-        self._soas.clear()
+        self._places.clear()
         self._changed_at.clear()
         self._tell_size()
 
@@ -469,8 +522,6 @@ class FastPath:
         seen = self._seen
         if mark in seen:
             return True
-        if len(seen) >= MAX_SEEN:
-            seen.clear()
         seen.add(mark)
         return False
 
@@ -486,6 +537,17 @@ class FastPath:
     def _tell_size(self) -> None:
         self._requests.ready = len(self._young.answers) + len(self._old.answers)
         self._requests.ready_octets = self._young.octets + self._old.octets
+
+
+def _owner(key: bytes, end: int, apex: bytes) -> bytes:
+    """The apex as owner name, compressed against the question's, letter case told apart."""
+    suffix = key[end - len(apex) : end]
+    start = 0
+    while apex[start]:
+        if suffix[start:] == apex[start:]:
+            return apex[:start] + _POINTERS[end - len(apex) + start + 2]
+        start += apex[start] + 1
+    return apex
 
 
 def _question(key: bytes) -> tuple[bytes, int] | None:

@@ -175,6 +175,14 @@ def test_a_new_serial_is_told(core: FastCore) -> None:
     assert core.way("members.example.", "SOA") == "slow"
 
 
+def test_a_label_type_is_no_length(core: FastCore) -> None:
+    """An octet of 0xC0 at the start of a name that would be right if it were a length."""
+    assert core.way(ABSENT) == "computed"
+    wire = query_message("members.example.")
+    wire = wire[:12] + b"\xc0" + b"x" * 192 + wire[12:]
+    assert core.fast.find(wire) is None
+
+
 def test_a_flood_of_new_names_pushes_nothing_out(core: FastCore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fastpath, "MAX_READY", 10)
     monkeypatch.setattr(fastpath, "MAX_SEEN", 100)
