@@ -25,6 +25,8 @@ from gateway.config import Endpoint, GatewayConfig
 from gateway.mappings import Mapping as PortMapping
 from gateway.state import Saved
 from gateway.system import System
+from protocol.constants import Class
+from protocol.message import Question, encode
 from protocol.name import from_text
 from protocol.rdata import canonical
 from protocol.tsig import Key
@@ -42,7 +44,10 @@ from tests.support.wire import Faults
 
 ZONE: Final = "members.example."
 SERVER: Final = "192.0.2.53"
-PUBLIC_HOST: Final = "198.51.100.10"
+STRANGER: Final = "198.51.100.250"
+STRANGER_PAUSE_SECONDS: Final = 60.0
+REFRESHED_BEFORE_SECONDS: Final = 800.0
+"""A lease with less left belongs to a machine that does not refresh it any more."""
 INTERNAL_PORT: Final = 4500
 EXPECTED_ERRORS: Final = (
     "commit failed, updates answered SERVFAIL",
@@ -374,6 +379,30 @@ class World:
         raise structlog.DropEvent
 
 
+async def ask_around(world: World) -> None:
+    """A stranger who asks for leased records without a key, most of all around the moment at which they lapse.
+
+    What it is answered the observer judges. Until cancelled.
+    """
+    rng = world.derived("stranger")
+    box = world.internet.mailbox(STRANGER)
+    try:
+        while True:
+            await asyncio.sleep(rng.expovariate(1 / STRANGER_PAUSE_SECONDS))
+            box.take_all()
+            leases = [(key, until - world.clock.lease()) for key, until in world.observer.told_until.items()]
+            ending = [(key, left) for key, left in leases if 10 < left < REFRESHED_BEFORE_SECONDS]
+            if not leases:
+                continue
+            key, left = rng.choice(ending or leases)
+            query = encode(rng.getrandbits(16), 0, (Question(key.owner_key, key.rtype, Class.IN),))
+            for pause in (1.0, 1.0, left - 3.5 if ending else 0.0, 0.8, 0.8, 0.8, 0.8):
+                box.send(query, (SERVER, 53))
+                await asyncio.sleep(pause)
+    finally:
+        box.close()
+
+
 def canonical_set(rtype: int, rdatas: Sequence[bytes]) -> set[bytes]:
     """Rdata as records are told apart."""
     return {canonical(rtype, rdata) for rdata in rdatas}
@@ -463,9 +492,12 @@ async def inhabited(seed: int, internet: Internet, calm: Faults) -> AsyncIterato
                 world.hosts.append(host)
                 world.place_host(host, None if rng.random() < 0.15 else rng.choice(world.routers))
                 await world.start_host(host)
+        stranger = asyncio.get_running_loop().create_task(ask_around(world), name="stranger")
         try:
             yield world
         finally:
+            stranger.cancel()
+            await asyncio.gather(stranger, return_exceptions=True)
             for host in world.hosts:
                 if host.agent is not None:
                     await world.kill_host(host)
