@@ -246,6 +246,44 @@ async def test_changes_of_other_tables_are_no_concern(network: Network) -> None:
         assert backend.counters["tables put back"] == 0
 
 
+async def test_a_lost_event_is_made_up_for(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.backend.nftables.CHECK_SECONDS", 0.3)
+    async with carrying() as backend:
+        install(backend, (LAN_HOST, INNER_PORT))
+        assert backend._events is not None
+        asyncio.get_running_loop().remove_reader(backend._events.fileno())
+        network.nft("flush map inet homing inward")
+        await until(lambda: backend.counters["tables put back"] == 1)
+        assert elements(network, "inward") == 1
+
+
+@pytest.mark.parametrize("count", [2, 20])
+async def test_flows_of_many_mappings_end_together(network: Network, count: int) -> None:
+    """A few are looked for one by one, many in one pass; those of other mappings stay."""
+    async with carrying() as backend:
+        with (
+            network.udp(network.lan, LAN_HOST, INNER_PORT) as kept,
+            network.udp(network.wan, WAN_HOST) as outside,
+            contextlib.ExitStack() as stack,
+        ):
+            install(backend, (LAN_HOST, INNER_PORT), number=0)
+            for number in range(1, count + 1):
+                inside = stack.enter_context(network.udp(network.lan, LAN_HOST))
+                install(backend, inside.getsockname(), port=PORT + number, number=number)
+            await asyncio.sleep(0.3)
+            before = backend.counters["flows dropped"]
+            for number in range(count + 1):
+                outside.sendto(b"in", (WAN_ROUTER, PORT + number))
+            assert await hear(kept) == (b"in", outside.getsockname())
+            for number in range(1, count + 1):
+                backend.remove(number)
+            await until(lambda: backend.counters["flows dropped"] - before == count, seconds=1)
+            kept.sendto(b"out", outside.getsockname())
+            assert await hear(outside) == (b"out", (WAN_ROUTER, PORT))
+            await asyncio.sleep(0.1)
+            assert backend.counters["flows dropped"] - before == count
+
+
 async def test_nothing_is_left_behind(network: Network) -> None:
     before = tables(network)
     rules = network.nft("list", "ruleset")
