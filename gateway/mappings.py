@@ -484,7 +484,6 @@ class MappingTable:
         if port is None:
             self._answer(waiting.ticket, Verdict.NO_RESOURCES)
             return
-        self._held.pop((key.transport, port), None)
         row = _Row(
             replace(wanted, external_port=port),
             is_exact=waiting.exact_port is not None,
@@ -579,7 +578,6 @@ class MappingTable:
             return
         del self._by_external[mapping.key.transport, mapping.external_port]
         self._by_external[mapping.key.transport, port] = mapping.key
-        self._held.pop((mapping.key.transport, port), None)
         row.mapping = replace(mapping, external_port=port)
         self._install(row)
 

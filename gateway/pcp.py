@@ -9,7 +9,7 @@ IPv6 firewall, so FILTER, PEER and IPv6 addresses are refused.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import assert_never
 
@@ -94,7 +94,7 @@ class PcpTicket:
     """A MAP request on its way through the table."""
 
     peer: Peer
-    datagram: bytes
+    datagram: bytes = field(repr=False)
     lifetime: int
     body: MapBody
     options: tuple[Option, ...]

@@ -160,7 +160,7 @@ def _host_port(address: str, port: int) -> str:
 
 @app.command()
 def gateway(config: Config, log_level: Level = None) -> None:
-    """Run the NAT-PMP gateway until SIGTERM or SIGINT.
+    """Run the NAT-PMP and PCP gateway until SIGTERM or SIGINT.
 
     Prints `ready` on stdout when it answers, then a line for each listener. Mappings are carried by the gateway itself,
     without root. The smallest useful file:

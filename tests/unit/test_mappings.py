@@ -19,6 +19,7 @@ from gateway.mappings import (
     Limits,
     Mapping,
     MappingTable,
+    Moved,
     Origin,
     Remove,
     Transport,
@@ -422,6 +423,50 @@ def test_an_address_change_during_an_installation() -> None:
     played.settle()
     assert [install.external_address for install in played.carried.values()] == ["203.0.113.99"]
     assert played.answers[1].verdict is Verdict.DONE
+
+
+def ask_pcp(played: Played, port: int, ticket: int, *, exact: bool = False) -> None:
+    played.table.request(
+        Key(UDP, A, 4500),
+        suggested_port=port,
+        lifetime=3600,
+        origin=Origin.PCP,
+        nonce=b"a nonce here",
+        exact=exact,
+        requester="whoever asked",
+        ticket=ticket,
+        draw=0,
+        now=played.now,
+    )
+
+
+@pytest.mark.rfc("6887", "13.2")
+def test_who_wants_one_port_or_none_is_not_given_another_while_it_is_sought() -> None:
+    played = Played()
+    played.accepts = lambda install: install.mapping.external_port != 4500
+    ask_pcp(played, 4500, 1)
+    ask_pcp(played, 4500, 2, exact=True)
+    played.settle()
+    assert played.answers[1].verdict is Verdict.DONE
+    assert played.answers[1].external_port != 4500
+    assert played.answers[2] == Answer(2, Verdict.NOT_AS_ASKED)
+
+
+@pytest.mark.rfc("6887", "14.2")
+def test_who_asks_while_the_mapping_moves_is_answered_and_not_told_again() -> None:
+    played = Played()
+    ask_pcp(played, 4500, 1)
+    played.settle()
+    played.table.set_external_address("203.0.113.99", now=played.now)
+    ask_pcp(played, 4500, 2)
+    played.settle()
+    assert played.answers[2].external_address == "203.0.113.99"
+    assert played.others == [AddressChanged("203.0.113.99")]
+    played.table.set_external_address(EXTERNAL, now=played.now)
+    played.settle()
+    mapping = played.table.find(Key(UDP, A, 4500))
+    assert mapping is not None
+    assert played.others[1:] == [AddressChanged(EXTERNAL), Moved(mapping, EXTERNAL, "whoever asked")]
 
 
 def test_nothing_leads_from_the_external_address_to_itself() -> None:
