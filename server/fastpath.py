@@ -16,7 +16,7 @@ from typing import Final
 
 from protocol.constants import HEADER_OCTETS, MAX_LABEL_OCTETS, MAX_NAME_OCTETS, EdnsOption, Rcode, Type, is_meta_type
 from protocol.edns import Opt
-from protocol.name import fold
+from protocol.name import fold, is_at_or_below
 from protocol.rdata import soa_minimum
 from server.answer import resolve
 from server.metrics import Requests
@@ -53,12 +53,11 @@ _ONE_ANSWER: Final = bytes.fromhex("0001 0000 0000")
 _ONE_ANSWER_EDNS: Final = bytes.fromhex("0001 0000 0001")
 _NEVER_LAPSES: Final = bytes(4)
 _WILDCARD: Final = b"\x01*"
-# Answered by the slow path whatever the zone holds: DS is asked of the parent's side, the others are no data.
-_NEVER: Final = frozenset((0, Type.OPT, Type.DS, Type.SOA, *range(128, 256)))
+# Answered by the slow path whatever the zone holds: asked of apexes and cuts, or no data at all.
+_NEVER: Final = frozenset((0, Type.OPT, Type.DS, Type.SOA, Type.NS, *range(128, 256)))
 _COMMON_TYPES: Final = {rtype.to_bytes(2, "big") + _IN: rtype for rtype in range(256) if rtype not in _NEVER}
-_WITH_TARGETS: Final = frozenset(
-    rtype.to_bytes(2, "big") for rtype in (Type.NS, Type.SRV, Type.MX)
-)  # their answers carry addresses of other names
+# Where the host stands in the rdata of types whose answers carry its addresses.
+_WITH_TARGET: Final = {Type.SRV.to_bytes(2, "big"): 6, Type.MX.to_bytes(2, "big"): 2}
 _SHARED_RCODES: Final = (Rcode.NOERROR, Rcode.NXDOMAIN)
 
 
@@ -278,7 +277,7 @@ class FastPath:
         if blob is not None:
             if name in cuts:
                 return None
-            return self._at_node(key, end, name, blob, apex, soa, limit, opt)
+            return self._at_node(key, end, name, blob, place, limit, opt)
         if name in children:
             return self._no_data(key, end, (b"\xff" + apex,), FOREVER, apex, soa, limit, opt)
         if has_wildcard:
@@ -349,16 +348,73 @@ class FastPath:
         return place
 
     def _at_node(
-        self, key: bytes, end: int, name: bytes, blob: bytes, apex: bytes, soa: bytes, limit: int, opt: bytes
+        self, key: bytes, end: int, name: bytes, blob: bytes, place: _Place, limit: int, opt: bytes
     ) -> bytes | None:
         at, until = self._look(blob, key[end : end + 2])
         if at < 0:
             return None
         if not at:
-            return self._no_data(key, end, (name, b"\xff" + apex), until, apex, soa, limit, opt)
-        if key[end : end + 2] in _WITH_TARGETS:
-            return None
+            apex = place[3]
+            return self._no_data(key, end, (name, b"\xff" + apex), until, apex, place[5], limit, opt)
+        target_at = _WITH_TARGET.get(key[end : end + 2])
+        if target_at is not None:
+            return self._with_target(key, end, name, blob, at, target_at, place, limit, opt)
         return self._positive_answer(key, end, name, blob, at, limit, opt)
+
+    def _with_target(
+        self,
+        key: bytes,
+        end: int,
+        name: bytes,
+        blob: bytes,
+        at: int,
+        target_at: int,
+        place: _Place,
+        limit: int,
+        opt: bytes,
+    ) -> bytes | None:
+        """One SRV or MX, and the addresses of its host in Additional as far as the zone has them."""
+        rrset = find_rrset(blob, key[end] << 8 | key[end + 1])
+        if rrset is None or len(rrset.rdatas) != 1:
+            return None
+        rdata = rrset.rdatas[0]
+        target = rdata[target_at:]
+        names = [name]
+        chosen = [rrset]
+        if is_at_or_below(target.lower(), place[3]):
+            names.append(target.lower())
+            host = place[0].get(names[1])
+            found = () if host is None else (find_rrset(host, Type.A), find_rrset(host, Type.AAAA))
+            chosen += [each for each in found if each is not None]
+        now = self._now
+        until = FOREVER
+        for each in chosen:
+            for moment in each.expires:
+                if 0 < moment <= now:
+                    return None
+                if moment:
+                    until = min(until, moment - max(each.ttl, 1))
+        head = key[end : end + 4] + rrset.answered_ttl(now).to_bytes(4, "big") + len(rdata).to_bytes(2, "big")
+        parts = [key[_NAME_AT : end + 4], b"\xc0\x0c", head, rdata]
+        owner = _compressed(target, key[_NAME_AT:end])
+        size = HEADER_OCTETS + sum(map(len, parts))
+        count = 0
+        for each in chosen[1:]:
+            head = each.rtype.to_bytes(2, "big") + _IN + each.answered_ttl(now).to_bytes(4, "big")
+            for address in each.rdatas:
+                parts += (owner, head, len(address).to_bytes(2, "big"), address)
+                if not count and len(owner) > 2:
+                    owner = (0xC000 | size).to_bytes(2, "big")
+                count += 1
+        parts.append(opt)
+        counts = b"\x00\x01\x00\x00" + (count + bool(opt)).to_bytes(2, "big")
+        answer = b"".join((_PRESENT[key[0] & _RD], counts, *parts))
+        if len(answer) + 2 > limit:
+            return None
+        self._requests.computed += 1
+        if until >= now and self._is_second(key):
+            self._keep(key, answer, tuple(names), until)
+        return answer
 
     def _no_data(
         self,
@@ -548,6 +604,17 @@ def _owner(key: bytes, end: int, apex: bytes) -> bytes:
             return apex[:start] + _POINTERS[end - len(apex) + start + 2]
         start += apex[start] + 1
     return apex
+
+
+def _compressed(name: bytes, question: bytes) -> bytes:
+    """A name after the question's, its longest suffix that stands there too, in the same case, as a pointer."""
+    at = 0
+    while name[at]:
+        rest = name[at:]
+        if question.endswith(rest) and is_at_or_below(question, rest):
+            return name[:at] + _POINTERS[HEADER_OCTETS + len(question) - len(rest)]
+        at += name[at] + 1
+    return name
 
 
 def _question(key: bytes) -> tuple[bytes, int] | None:

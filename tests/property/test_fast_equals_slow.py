@@ -43,6 +43,17 @@ TEXT: Final = """
     mac.members.example. 120 TXT two
     deep.empty.members.example. 120 TXT below
     _srv._udp.members.example. 120 SRV 0 0 4500 Mac.members.example.
+    out._udp.members.example. 120 SRV 0 0 4500 host.example.net.
+    none._udp.members.example. 120 SRV 0 0 0 .
+    self.members.example. 120 SRV 0 0 4500 self.members.example.
+    self.members.example. 120 A 192.0.2.80
+    self.members.example. 120 A 192.0.2.81
+    both.members.example. 120 SRV 0 0 4500 mac.members.example.
+    both.members.example. 120 SRV 0 0 4501 ns.members.example.
+    near._udp.members.example. 120 SRV 0 0 4500 tunnel.near._udp.members.example.
+    tunnel.near._udp.members.example. 120 A 192.0.2.82
+    tunnel.near._udp.members.example. 120 AAAA 2001:db8::82
+    big._udp.members.example. 120 SRV 0 0 4500 big.members.example.
     mx.members.example. 120 MX 10 mac.members.example.
     alias.members.example. 120 CNAME Mac.members.example.
     dangling.members.example. 120 CNAME absent.members.example.
@@ -57,6 +68,8 @@ LEASED: Final = (
     ("leased.members.example. 3600 TXT soon", 1800),
     ("leased.members.example. 60 AAAA 2001:db8::60", 1),
     ("two.members.example. 60 A 192.0.2.61", 50),
+    ("lease._udp.members.example. 600 SRV 0 0 4500 Leased.members.example.", 700),
+    *((f"big.members.example. 60 AAAA 2001:db8::{number}", 4000) for number in range(1, 40)),
     ("two.members.example. 60 A 192.0.2.62", 3600),
     ("gone.members.example. 60 A 192.0.2.63", -5),
     ("half.members.example. 60 A 192.0.2.64", -5),
@@ -83,6 +96,9 @@ NAMES: Final = (
     *("mac.old.members.example.", "carol.members.example.", "secret.carol.members.example.", "example.", "."),
     *("_dns-update._udp.carol.members.example.", "leased.members.example.", "two.members.example.", "other.example."),
     *("gone.members.example.", "half.members.example.", "here.members.example.", "a\\000b.members.example."),
+    *("out._udp.members.example.", "none._udp.members.example.", "self.members.example.", "SELF.members.example."),
+    *("both.members.example.", "near._udp.members.example.", "near._UDP.members.example.", "big._udp.members.example."),
+    *("lease._udp.members.example.", "big.members.example."),
     *("\\000.members.example.", "x" * 63 + ".members.example.", ".".join(["y" * 62] * 3) + ".members.example."),
 )
 TYPES: Final = (
@@ -165,8 +181,8 @@ def test_the_whole_corpus_again_and_again() -> None:
     assert given.count(2) > 100  # kept ready after the dispatcher's second reply
     for seconds in (0.5, 49.6, 30, 60, 20, 40, 1500, 100, 2000):
         core.clock.now += seconds
-        for owner in ("leased", "two", "gone", "half", "here"):
-            for rtype, edns in product(("A", "AAAA", "TXT", "ANY"), OPTS[:3]):
+        for owner in ("leased", "two", "gone", "half", "here", "lease._udp"):
+            for rtype, edns in product(("A", "AAAA", "TXT", "SRV", "ANY"), OPTS[:3]):
                 core.compare(query_message(f"{owner}.members.example.", rtype, edns=edns))
 
 
