@@ -215,6 +215,11 @@ class ZoneFile:
                 problems.add(Problem(line, f"{to_text(rr.owner)}: a name may have {MAX_TYPES} RRsets"))
                 return
             present = sets[item.rtype] = FileSet(line, rr.ttl)
+        if rr.ttl != present.ttl:
+            least = min(rr.ttl, present.ttl)
+            text = f"{_what(rr)}: an RRset has one TTL (RFC 2181 §5.2), {least} is taken"
+            problems.add(Problem(max(line, present.line), text, is_warning=True))
+            present.ttl = least
         if item.rdata_key in present.records:
             problems.add(Problem(line, f"{_what(rr)} is there twice", is_warning=True))
             return
@@ -224,11 +229,6 @@ class ZoneFile:
         if len(present.records) >= MAX_RRSET_RECORDS:
             problems.add(Problem(line, f"{_what(rr)}: an RRset may have {MAX_RRSET_RECORDS} records"))
             return
-        if rr.ttl != present.ttl:
-            least = min(rr.ttl, present.ttl)
-            text = f"{_what(rr)}: an RRset has one TTL (RFC 2181 §5.2), {least} is taken"
-            problems.add(Problem(max(line, present.line), text, is_warning=True))
-            present.ttl = least
         present.records[item.rdata_key] = rr
 
     def check(self, problems: Problems) -> None:
