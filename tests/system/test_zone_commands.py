@@ -326,3 +326,18 @@ def test_a_zone_that_moves_meanwhile_is_compared_again(
     assert (done["serial_from"], done["serial_to"]) == (3_000_000_001, 3_000_000_002)
     assert (done["added"], done["removed"], done["changed"]) == (1, 1, 2)
     assert run("zone", "diff", file).out == ""
+
+
+def test_a_private_members_zone_from_stdin(run: Run, config: Path) -> None:
+    run("member", "add", "bob", "--private")
+    bob = f"bob.{ZONE}"
+    text = "mac 60 AAAA 2001:db8::1\n@ 60 TXT \\195\\164\n"
+    checked = homing("zone", "check", "-", "--zone", bob, stdin=text)
+    assert checked.out == f"-: 2 records of {bob} and no SOA\n"
+    done = homing("zone", "import", "-", "--zone", bob, "--yes", "--json", "--config", config, stdin=text).json
+    assert (done["zone"], done["added"], done["removed"]) == (bob, 2, 0)
+    zone = dns.zone.from_text(run("zone", "export", "--zone", bob).out, origin=bob, relativize=False)
+    assert zone.get_rdataset(f"mac.{bob}", "AAAA").to_text() == "60 IN AAAA 2001:db8::1"
+    assert zone.get_rdataset(bob, "NS").to_text() == f"3600 IN NS ns.{ZONE}"
+    assert zone.get_rdataset(f"_dns-update._udp.{bob}", "SRV") is not None
+    assert f"mac.{bob}" not in run("zone", "export").out
