@@ -42,6 +42,9 @@ SETTLE_SECONDS = 0.2
 """Wait after somebody else's change: who flushes a ruleset mostly loads another one at once."""
 CLAIM_SECONDS = 1.0
 """How long elements of an earlier run wait for their mapping to be installed again."""
+ENDED_SECONDS = 60
+"""How long connections of a removed TCP mapping are answered with resets."""
+ENDED_SIZE = 65536
 HEAR_TRIES = 4
 """Rounds of reading events while more keep coming; then the table is compared anyway."""
 FLOW_SECONDS = 0.05
@@ -96,7 +99,8 @@ def ruleset(options: NftablesOptions, elements: Iterable[Element] = ()) -> str:
     )
     inward = "dnat ip to ip daddr . meta l4proto . th dport map @inward"
     outward = "snat ip to ip saddr . meta l4proto . th sport map @outward"
-    types = "type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service"
+    key = "type ipv4_addr . inet_proto . inet_service"
+    types = f"{key} : ipv4_addr . inet_service"
     lines = [
         f"add table inet {TABLE}",
         f"delete table inet {TABLE}",
@@ -108,6 +112,12 @@ def ruleset(options: NftablesOptions, elements: Iterable[Element] = ()) -> str:
         f"add chain inet {TABLE} postrouting {{ type nat hook postrouting priority srcnat - 5; }}",
         f"add rule inet {TABLE} prerouting iifname {wan} {inward}",
         f"add rule inet {TABLE} postrouting oifname {wan} {outward}",
+        # Conntrack takes up connections in their midst, and masquerading may find the port that the mapping had: what
+        # ended with a mapping would go on. Its host gets a reset instead, and so does the peer from the router.
+        f"add set inet {TABLE} ended {{ {key}; timeout {ENDED_SECONDS}s; size {ENDED_SIZE}; }}",
+        f"add chain inet {TABLE} forward {{ type filter hook forward priority filter - 5; }}",
+        f"add rule inet {TABLE} forward ct state new tcp flags & (syn | ack) != syn "
+        "ip saddr . meta l4proto . th sport @ended reject with tcp reset",
     ]
     if options.hairpin:
         back = f"{from_lan} {to_lan} ct status dnat ct original ip daddr @external"
@@ -124,7 +134,6 @@ def ruleset(options: NftablesOptions, elements: Iterable[Element] = ()) -> str:
     if options.guard:
         # Who is next to us outside may have a route to internal addresses; only mappings lead there.
         lines += [
-            f"add chain inet {TABLE} forward {{ type filter hook forward priority filter - 5; }}",
             f"add rule inet {TABLE} forward iifname {wan} ct status dnat accept",
             f"add rule inet {TABLE} forward iifname {wan} meta nfproto ipv4 ct state new,invalid drop",
         ]
@@ -256,7 +265,7 @@ class NftablesBackend:
         self._stale |= _flows_of(element)
         self._plan_flows()
         try:
-            self._change(_removals([element]))
+            self._change([*_removals([element]), *_endings(element)])
         except NftablesError as error:
             self._log.error("mapping could not be removed from nftables", reason=str(error))
 
@@ -527,6 +536,12 @@ def _removals(elements: Iterable[Element]) -> list[ElementChange]:
         for outside, inside in elements
         for name, end in (("inward", outside), ("outward", inside))
     ]
+
+
+def _endings(element: Element) -> list[ElementChange]:
+    if element.inside.transport != Transport.TCP:
+        return []
+    return [ElementChange("ended", _packed(element.inside, is_key=True))]
 
 
 def _element(install: Install) -> Element:

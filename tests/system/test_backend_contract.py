@@ -189,6 +189,32 @@ async def test_a_removed_tcp_mapping_ends_its_connections(network: Network, back
                 await read(outside)
 
 
+async def test_a_removed_tcp_mapping_ends_its_connections_for_the_host_too(network: Network, backend: Backend) -> None:
+    """The same port inside and outside, and the host speaks first."""
+    loop = asyncio.get_running_loop()
+    with network.listener(network.lan, LAN_HOST, PORT) as server, network.tcp(network.wan, WAN_HOST) as outside:
+        install(backend, (LAN_HOST, PORT), Transport.TCP)
+        await connect(outside, (WAN_ROUTER, PORT))
+        with await accept(server) as inside:
+            await loop.sock_sendall(inside, b"before")
+            assert await read(outside) == b"before"
+            backend.remove(1)
+            await asyncio.sleep(CLOSED_SECONDS)
+            with pytest.raises((ConnectionResetError, BrokenPipeError)):
+                await loop.sock_sendall(inside, b"after")
+                await read(inside)
+            with pytest.raises((ConnectionResetError, BrokenPipeError)):
+                await loop.sock_sendall(outside, b"after")
+                await read(outside)
+        # The next mapping of the same place is not hindered by the end of this one.
+        install(backend, (LAN_HOST, PORT), Transport.TCP, number=2)
+        with network.tcp(network.wan, WAN_HOST) as newcomer:
+            await connect(newcomer, (WAN_ROUTER, PORT))
+            with await accept(server) as inside:
+                await loop.sock_sendall(inside, b"again")
+                assert await read(newcomer) == b"again"
+
+
 async def test_a_port_moves_to_another_host_with_its_flows(network: Network, backend: Backend) -> None:
     with (
         network.udp(network.lan, LAN_HOST) as first,

@@ -66,8 +66,8 @@ def test_the_rules_do_not_grow_with_the_mappings() -> None:
 def test_switches_leave_their_rules_out() -> None:
     everything = ruleset(NftablesOptions(wan_interface="eth0"))
     assert "@external" in everything
-    assert "hook forward" in everything
+    assert 'forward iifname "eth0"' in everything
     plain = ruleset(NftablesOptions(wan_interface="eth0", hairpin=False, guard=False))
     assert "external" not in plain
-    assert "hook forward" not in plain
+    assert "forward iifname" not in plain
     assert "hook output" not in plain
