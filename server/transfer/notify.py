@@ -87,7 +87,7 @@ class NotifyMachine:
             del self._unanswered[key]
 
     def answered(self, id: int, target: Target) -> bool:
-        """Whether an answer from there stops a retransmission; its RCODE does not matter (RFC 1996 §3.10)."""
+        """Whether an answer from there stops a retransmission; its RCODE does not matter (RFC 1996 §3.6)."""
         for key, waiting in self._unanswered.items():
             if key[1] == target and waiting.id == id:
                 del self._unanswered[key]
