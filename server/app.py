@@ -36,6 +36,7 @@ log = structlog.get_logger(__name__)
 POLL_SECONDS: Final = 0.5  # how soon another process's commit is noticed
 KEY_USE_SECONDS: Final = 30.0  # how often the last use of keys is written
 STOP_SECONDS: Final = 10.0
+FREE_PORT_TRIES: Final = 20
 
 
 class StartError(Exception):
@@ -251,9 +252,7 @@ class Server:
         for number, text in enumerate(self.settings.dns.listen):
             address, port = split_host_port(text)
             try:
-                listener = await self._open_udp(number, address, port, dispatcher)
-                self._udp[number] = listener
-                await self.streams.listen(address, listener.port)
+                listener = await self._open_pair(number, address, port, dispatcher)
             except OSError as error:
                 raise StartError(f"cannot listen on {text}: {_plain(error)}") from None
             self._listening += [("udp", address, listener.port), ("tcp", address, listener.port)]
@@ -270,6 +269,22 @@ class Server:
                 self._udp[len(self._udp)] = await self._open_udp(len(self._udp), address, bound, dispatcher)
             except OSError as error:
                 log.warning("no UDP beside the TLS port", port=bound, error=str(error))
+
+    async def _open_pair(self, number: int, address: str, port: int, dispatcher: Dispatcher) -> UdpListener:
+        """UDP and TCP on one port; for port 0 on one that is free for both."""
+        tries = 1 if port else FREE_PORT_TRIES
+        while True:
+            listener = self._udp[number] = await self._open_udp(number, address, port, dispatcher)
+            tries -= 1
+            try:
+                await self.streams.listen(address, listener.port)
+            except OSError:
+                if not tries:
+                    raise
+                listener.close()
+                del self._udp[number]
+            else:
+                return listener
 
     async def _open_udp(self, number: int, address: str, port: int, dispatcher: Dispatcher) -> UdpListener:
         return await open_udp(number, address, port, dispatcher.handle, self.fast, self.metrics)
