@@ -163,7 +163,7 @@ def gateway(config: Config, log_level: Level = None) -> None:
     """Run the NAT-PMP and PCP gateway until SIGTERM or SIGINT.
 
     Prints `ready` on stdout when it answers, then a line for each listener. Mappings are carried by the gateway itself,
-    without root. The smallest useful file:
+    without root, or by nftables (docs/nftables.md). The smallest useful file:
 
     \b
       [natpmp]
