@@ -28,6 +28,7 @@ from server.zone.zone import Zone, Zones
 
 MAX_READY: Final = 32_768  # answers in one generation
 MAX_READY_OCTETS: Final = 8 * 1024 * 1024  # keys and answers of one generation
+MAX_PER_NAME: Final = 4096  # answers of a generation that rest on one name, or on a zone: dropped in one step
 MAX_SEEN: Final = 65_536  # keys remembered as asked once, looked at once a batch
 MAX_PLACES: Final = 4096  # parents of names whose place in a zone is remembered
 QUIET_SECONDS: Final = 2  # a zone that changed within them has its negative answers computed, not kept
@@ -85,10 +86,14 @@ class _Generation:
 
     def put(self, key: bytes, answer: bytes, names: tuple[bytes, ...], until: int) -> None:
         self.drop(key)
+        by_name = self.by_name
+        for name in names:
+            have = by_name.get(name)
+            if isinstance(have, set) and len(have) >= MAX_PER_NAME:
+                return
         self.answers[key] = answer
         self.facts[key] = names, until
         self.octets += len(key) + len(answer)
-        by_name = self.by_name
         for name in names:
             have = by_name.get(name)
             if have is None:

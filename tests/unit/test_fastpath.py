@@ -222,6 +222,16 @@ def test_octets_are_bounded_too(core: FastCore, monkeypatch: pytest.MonkeyPatch)
     assert core.metrics.requests.ready_octets == 0
 
 
+def test_a_change_drops_a_bounded_number(core: FastCore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fastpath, "MAX_PER_NAME", 5)
+    for number in range(20):
+        assert core.ways(f"n{number}.members.example.")[-1] == ("ready" if number < 5 else "computed")
+    assert len(core) == 5
+    assert core.ways(MAC)[-1] == "ready"
+    core.update(add(MAC, 120, "A", "192.0.2.2"), by=ADMIN)
+    assert len(core) == 0
+
+
 def test_nothing_is_left_of_dropped_answers(core: FastCore) -> None:
     names = [f"h{number}.alice.members.example." for number in range(20)]
     for turn in range(5):
