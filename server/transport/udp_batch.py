@@ -160,7 +160,7 @@ class BatchListener:
             if count < BATCH or not self._is_reading:
                 return
         # The calls above let go of the interpreter lock, but do not sleep: on one core the database's thread would
-        # rarely be awake in time to take it. Now it is, and a commit under full load waits half as long. A shorter
+        # rarely be awake in time to take it. Now it is, and a commit under full load waits less long. A shorter
         # switch interval does the opposite: it cuts the thread's turns to pieces, each of which waits again.
         self._library.sched_yield()
 
