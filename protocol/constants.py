@@ -141,7 +141,6 @@ class Ede(IntEnum):
 
 
 _TYPE_NAMES: Final = {int(value): value.name for value in Type}
-_CLASS_NAMES: Final = {int(value): value.name for value in Class}
 _RCODE_NAMES: Final = {int(value): value.name for value in Rcode}
 
 
@@ -158,10 +157,6 @@ def type_from_text(text: str) -> int:
     if upper.startswith("TYPE") and upper[4:].isascii() and upper[4:].isdigit() and int(upper[4:]) < 65536:
         return int(upper[4:])
     raise ValueError(f"unknown record type {text!r}")
-
-
-def class_text(rclass: int) -> str:
-    return _CLASS_NAMES.get(rclass) or f"CLASS{rclass}"
 
 
 def rcode_text(rcode: int) -> str:

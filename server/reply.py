@@ -6,7 +6,6 @@ from typing import Final
 
 from protocol.constants import (
     AA,
-    HEADER_OCTETS,
     MAX_MESSAGE_OCTETS,
     OPCODE_MASK,
     QR,
@@ -145,8 +144,3 @@ def write_section(builder: Builder, section: int, records: Iterable[RR]) -> bool
                 builder.rollback(point)
                 return False
     return True
-
-
-def is_too_short(wire: bytes) -> bool:
-    """Whether not even the header is there: dropped, since nothing can be answered."""
-    return len(wire) < HEADER_OCTETS
