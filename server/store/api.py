@@ -6,7 +6,7 @@ else. Content of a zone changes only together with its serial, compared and set 
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from protocol.tsig import Key
@@ -65,6 +65,60 @@ class JournalRow(NamedTuple):
     change: Change
 
 
+class TopicRow(NamedTuple):
+    """What the watchers of one question hold: each all of `sure` and nothing beyond `maybe`.
+
+    Both are items as `packing.pack_items` writes them; `maybe` None stands for the same as `sure`.
+    """
+
+    owner: bytes  # folded
+    rtype: int
+    sure: bytes
+    maybe: bytes | None
+
+
+class SubscriptionRow(NamedTuple):
+    """A Long-Lived Query. `name` is its owner name in the client's case, `listener` the address it is served from.
+
+    `port` is where events go by UDP; of one set up on a stream the event port that its client told.
+    """
+
+    owner: bytes  # folded
+    rtype: int
+    llq_id: int
+    name: bytes
+    address: str
+    port: int
+    listener: str
+    key_name: bytes | None
+    expires_at: int
+    is_stream_born: bool
+
+
+SubscriptionKey = tuple[bytes, int, int]
+"""Folded owner, type, LLQ-ID."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subscriptions:
+    """All subscriptions of one node, and by zone number the serial up to which its topics take changes into account."""
+
+    topics: list[TopicRow]
+    rows: list[SubscriptionRow]
+    marks: dict[int, int]
+
+
+@dataclass(slots=True)
+class SubscriptionChanges:
+    """Rows to put and to delete; `marks` are put with them."""
+
+    topics: list[TopicRow] = field(default_factory=list)
+    rows: list[SubscriptionRow] = field(default_factory=list)
+    ended: list[SubscriptionKey] = field(default_factory=list)
+    deserted: list[tuple[bytes, int]] = field(default_factory=list)
+    marks: dict[int, int] = field(default_factory=dict)
+
+
 class Reader(Protocol):
     """Reads; within one `reading()` or `transaction()` all of one moment."""
 
@@ -102,6 +156,8 @@ class Reader(Protocol):
         ...
 
     async def meta(self, name: str) -> str | None: ...
+
+    async def subscriptions(self, node: str) -> Subscriptions: ...
 
 
 class Transaction(Reader, Protocol):
@@ -159,6 +215,10 @@ class Store(Reader, Protocol):
 
     async def touch_keys(self, used: Mapping[bytes, int]) -> None:
         """Note when keys were last used (seconds since 1970); never moves a time back."""
+        ...
+
+    async def save_subscriptions(self, node: str, changes: SubscriptionChanges) -> None:
+        """Write all of it in one transaction. No other process is told: subscriptions are the node's own affair."""
         ...
 
     async def close(self) -> None: ...

@@ -5,9 +5,30 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-from server.store.api import JournalRow, KeyRow, MemberRow, StoreError, Superseded, ZoneRow
+from server.store.api import (
+    JournalRow,
+    KeyRow,
+    MemberRow,
+    StoreError,
+    SubscriptionChanges,
+    SubscriptionKey,
+    SubscriptionRow,
+    Subscriptions,
+    Superseded,
+    TopicRow,
+    ZoneRow,
+)
 from server.store.packing import order_key, subtree_bounds
 from server.zone.model import Change, RowKey, StoredRR, ZoneCommit
+
+
+@dataclass(slots=True)
+class _Node:
+    """The subscriptions of one node."""
+
+    topics: dict[tuple[bytes, int], TopicRow] = field(default_factory=dict)
+    rows: dict[SubscriptionKey, SubscriptionRow] = field(default_factory=dict)
+    marks: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -20,6 +41,7 @@ class _Data:
     members: dict[int, MemberRow] = field(default_factory=dict)
     keys: dict[bytes, KeyRow] = field(default_factory=dict)
     meta: dict[str, str] = field(default_factory=dict)
+    nodes: dict[str, _Node] = field(default_factory=dict)  # shared by copies: no transaction touches them
     last_id: int = 0
     commits: int = 0
 
@@ -99,6 +121,10 @@ class MemoryReader:
 
     async def meta(self, name: str) -> str | None:
         return self._data.meta.get(name)
+
+    async def subscriptions(self, node: str) -> Subscriptions:
+        found = self._data.nodes.get(node, _Node())
+        return Subscriptions(list(found.topics.values()), list(found.rows.values()), dict(found.marks))
 
 
 class MemoryTransaction(MemoryReader):
@@ -207,6 +233,16 @@ class MemoryStore(MemoryReader):
             row = self._data.keys.get(name)
             if row is not None and (row.last_used_at or 0) < at:
                 self._data.keys[name] = replace(row, last_used_at=at)
+
+    async def save_subscriptions(self, node: str, changes: SubscriptionChanges) -> None:
+        there = self._data.nodes.setdefault(node, _Node())
+        there.topics.update(((row.owner, row.rtype), row) for row in changes.topics)
+        for key in changes.ended:
+            there.rows.pop(key, None)
+        there.rows.update(((row.owner, row.rtype, row.llq_id), row) for row in changes.rows)
+        for place in changes.deserted:
+            there.topics.pop(place, None)
+        there.marks.update(changes.marks)
 
     async def close(self) -> None:
         """Nothing to let go of: the data stays for siblings."""

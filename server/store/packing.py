@@ -2,6 +2,8 @@
 
     packed RR: owner length u8 | owner | type u16 | TTL u32 | RDLENGTH u16 | rdata
 
+    packed item: type u16 | RDLENGTH u16 | rdata
+
 Nothing here knows SQL; both stores use it.
 """
 
@@ -14,6 +16,7 @@ from protocol.errors import DecodeError
 from server.zone.model import RR
 
 _FIXED: Final = struct.Struct("!HIH")
+_ITEM: Final = struct.Struct("!HH")
 _WHOLE_KEY_OCTETS: Final = (
     256  # longer rdata is keyed by a digest: a B-tree of PostgreSQL holds keys up to 2,704 octets
 )
@@ -48,6 +51,27 @@ def unpack_rrs(packed: bytes) -> tuple[RR, ...]:
         out.append(RR(packed[start:stop], rtype, ttl, packed[stop + 8 : after]))
         position = after
     return tuple(out)
+
+
+def pack_items(items: Iterable[tuple[int, bytes]]) -> bytes:
+    """Records of one owner without TTL, (type, rdata) each, as one `bytes`; equal sets give equal octets."""
+    return b"".join(_ITEM.pack(rtype, len(rdata)) + rdata for rtype, rdata in sorted(items))
+
+
+def unpack_items(packed: bytes) -> list[tuple[int, bytes]]:
+    """What `pack_items` wrote; `DecodeError` when it is cut short."""
+    out: list[tuple[int, bytes]] = []
+    position = 0
+    while position < len(packed):
+        start = position + _ITEM.size
+        if start > len(packed):
+            raise DecodeError("packed item is cut short", position)
+        rtype, size = _ITEM.unpack_from(packed, position)
+        if start + size > len(packed):
+            raise DecodeError("packed item is cut short", position)
+        out.append((rtype, packed[start : start + size]))
+        position = start + size
+    return out
 
 
 def order_key(folded: bytes) -> bytes:

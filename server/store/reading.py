@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from protocol.name import fold
 from protocol.tsig import Key, algorithm_from_text
 from server.store import schema
-from server.store.api import JournalRow, KeyRow, MemberRow, ZoneRow
+from server.store.api import JournalRow, KeyRow, MemberRow, SubscriptionRow, Subscriptions, TopicRow, ZoneRow
 from server.store.packing import order_key, subtree_bounds, unpack_rrs
 from server.store.sealing import Sealer
 from server.zone.model import Actor, Change, StoredRR
@@ -156,6 +156,22 @@ class SqlReader:
         meta = schema.meta.c
         rows = await self._rows(select(meta.value).where(meta.name == name))
         return rows[0].value if rows else None
+
+    async def subscriptions(self, node: str) -> Subscriptions:
+        topic, llq, mark = schema.llq_topic, schema.llq, schema.llq_mark
+        topics, rows, marks = [
+            await self._rows(select(*table.columns[1:]).where(table.c.node == node)) for table in (topic, llq, mark)
+        ]
+        return Subscriptions(
+            list(map(TopicRow._make, topics)),
+            list(map(_subscription, rows)),
+            {row.zone_id: row.serial for row in marks},
+        )
+
+
+def _subscription(row: Any) -> SubscriptionRow:
+    owner, rtype, llq_id, name, *rest = row
+    return SubscriptionRow(owner, rtype, int.from_bytes(llq_id, "big"), owner if name is None else name, *rest)
 
 
 def _group(into: dict[bytes, list[StoredRR]], rows: Iterable[Any]) -> None:

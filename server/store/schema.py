@@ -21,7 +21,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD: Final = "0001"
+HEAD: Final = "0002"
 """The revision these tables have; a database at it is opened without loading Alembic."""
 
 metadata = MetaData(
@@ -121,4 +121,44 @@ meta = Table(
     metadata,
     Column("name", String(64), primary_key=True),
     Column("value", Text, nullable=False),
+)
+
+# Long-Lived Queries. Many subscriptions watch one topic and mostly hold the same, so what they hold stands there, and a
+# change that reaches all of them writes one row. `node` tells servers on one database apart.
+llq_topic = Table(
+    "llq_topic",
+    metadata,
+    Column("node", String(64), primary_key=True),
+    Column("owner", LargeBinary, primary_key=True),
+    Column("rtype", Integer, primary_key=True, autoincrement=False),
+    Column("sure", LargeBinary, nullable=False),
+    Column("maybe", LargeBinary),
+    sqlite_with_rowid=False,
+)
+
+llq = Table(
+    "llq",
+    metadata,
+    Column("node", String(64), primary_key=True),
+    Column("owner", LargeBinary, primary_key=True),
+    Column("rtype", Integer, primary_key=True, autoincrement=False),
+    Column("llq_id", LargeBinary(8), primary_key=True),
+    Column("name", LargeBinary),
+    Column("address", Text, nullable=False),
+    Column("port", Integer, nullable=False),
+    Column("listener", Text, nullable=False),
+    Column("key_name", LargeBinary),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("is_stream_born", Boolean, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# No foreign key: a zone that goes takes no subscription along, its watchers are told that the records are gone.
+llq_mark = Table(
+    "llq_mark",
+    metadata,
+    Column("node", String(64), primary_key=True),
+    Column("zone_id", Id, primary_key=True, autoincrement=False),
+    Column("serial", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
 )

@@ -19,10 +19,20 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from server.store import migrate, schema
-from server.store.api import JournalRow, KeyRow, MemberRow, StoreError, Transaction, ZoneRow
+from server.store.api import (
+    JournalRow,
+    KeyRow,
+    MemberRow,
+    StoreError,
+    SubscriptionChanges,
+    Subscriptions,
+    Transaction,
+    ZoneRow,
+)
 from server.store.reading import SqlReader
 from server.store.sealing import Sealer, load_master_key
-from server.store.writing import SqlTransaction, Statements, count_commit, run_on_sqlite
+from server.store.subscriptions import SubscriptionStatements
+from server.store.writing import SqlTransaction, Statements, Step, count_commit, run_on_sqlite
 from server.zone.model import Change, StoredRR, ZoneCommit
 
 BUSY_SECONDS: Final = 5  # how long SQLite waits for another process's transaction
@@ -58,6 +68,7 @@ class SqlStore:
         self._engine = engine
         self._sealer = sealer
         self._statements = Statements(engine.dialect)
+        self._of_subscriptions = SubscriptionStatements(engine.dialect)
         self._lock = asyncio.Lock()
         self._writer: AsyncConnection | None = None
         self._connects = 0
@@ -113,12 +124,26 @@ class SqlStore:
             async with self.transaction() as transaction:
                 await transaction.apply(commits)
             return
-        steps = self._statements.steps(commits)
+        await self._run_on_sqlite(self._statements.steps(commits))
+
+    async def _run_on_sqlite(self, steps: Sequence[Step]) -> None:
         async with self._lock:
             with _plain_errors(self._engine.url):
                 driver = await self._driver()
                 # The one way aiosqlite has to do several things in its thread at one go.
                 await driver._execute(run_on_sqlite, driver._conn, steps)
+
+    async def save_subscriptions(self, node: str, changes: SubscriptionChanges) -> None:
+        steps = self._of_subscriptions.steps(node, changes)
+        if steps:
+            await _to_the_end(self._save(steps))
+
+    async def _save(self, steps: Sequence[Step]) -> None:
+        if not self._statements.is_postgresql:
+            await self._run_on_sqlite(steps)
+            return
+        async with self._writing(counted=False) as transaction:
+            await transaction.run(steps)
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         return self._writing(counted=True)
@@ -215,6 +240,10 @@ class SqlStore:
     async def meta(self, name: str) -> str | None:
         async with self.reading() as reader:
             return await reader.meta(name)
+
+    async def subscriptions(self, node: str) -> Subscriptions:
+        async with self.reading() as reader:
+            return await reader.subscriptions(node)
 
 
 def _is_refused_connection(error: BaseException) -> bool:

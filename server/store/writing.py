@@ -162,7 +162,10 @@ class SqlTransaction(SqlReader):
         self._statements = statements
 
     async def apply(self, commits: Sequence[ZoneCommit]) -> None:
-        for step in self._statements.steps(commits):
+        await self.run(self._statements.steps(commits))
+
+    async def run(self, steps: Sequence[Step]) -> None:
+        for step in steps:
             step.check(await step.statement.run(self._connection, step.rows))
 
     async def add_zone(

@@ -9,7 +9,16 @@ import pytest
 from protocol.name import from_text
 from protocol.tsig import MD5, SHA256, Key
 from server.store import reading
-from server.store.api import KeyRow, Store, StoreError, Superseded
+from server.store.api import (
+    KeyRow,
+    Store,
+    StoreError,
+    SubscriptionChanges,
+    SubscriptionRow,
+    Subscriptions,
+    Superseded,
+    TopicRow,
+)
 from server.zone.model import StoredRR, ZoneCommit
 from tests.store.conftest import Opener
 from tests.support.zones import APEX, LONG_TEXT, SOA, aaaa, add_zone, all_records, commit_of, row_key
@@ -320,3 +329,57 @@ async def test_a_cancelled_transaction_leaves_nothing_and_the_store_works_on(sto
         await task
     await store.commit([commit_of(zone_id, 1, (NAS,))])
     assert await all_records(store, zone_id) == [NAS]
+
+
+MAC_OWNER = from_text("mac.alice.members.example.")
+TOPIC = TopicRow(MAC_OWNER, 28, b"\0\x1c\0\x01a", None)
+LLQ = SubscriptionRow(
+    MAC_OWNER,
+    28,
+    0xFFFFFFFF00000001,
+    from_text("Mac.alice.members.example."),
+    "2001:db8::7",
+    40000,
+    "[::]:5352",
+    from_text("mac.alice.members.example."),
+    1_800_000_000,
+    is_stream_born=True,
+)
+
+
+def content(found: Subscriptions) -> tuple[set[TopicRow], set[SubscriptionRow], dict[int, int]]:
+    return set(found.topics), set(found.rows), found.marks
+
+
+async def test_subscriptions_are_put_replaced_and_deleted(store: Store, opener: Opener) -> None:
+    plain = LLQ._replace(llq_id=1, name=MAC_OWNER, key_name=None, is_stream_born=False)
+    other = TopicRow(MAC_OWNER, 1, b"", b"\0\1\0\0")
+    await store.save_subscriptions("", SubscriptionChanges([TOPIC, other], [LLQ, plain], marks={1: 4294967295, 2: 7}))
+    assert content(await store.subscriptions("")) == ({TOPIC, other}, {LLQ, plain}, {1: 4294967295, 2: 7})
+    moved, widened = LLQ._replace(port=1, expires_at=2), TOPIC._replace(maybe=b"\0\1\0\0")
+    again = SubscriptionChanges(
+        [widened], [moved], [(MAC_OWNER, 28, 1), (MAC_OWNER, 28, 99)], [(MAC_OWNER, 1), (MAC_OWNER, 99)], {2: 8}
+    )
+    await store.save_subscriptions("", again)
+    assert content(await (await opener()).subscriptions("")) == ({widened}, {moved}, {1: 4294967295, 2: 8})
+
+
+async def test_nodes_keep_their_subscriptions_apart_and_tell_nobody(store: Store, opener: Opener) -> None:
+    other = await opener()
+    generations = await store.generation(), await other.generation()
+    for node in ("", "second"):
+        await store.save_subscriptions(node, SubscriptionChanges([TOPIC], [LLQ], marks={1: 1}))
+    await store.save_subscriptions("", SubscriptionChanges(ended=[LLQ[:3]], deserted=[TOPIC[:2]]))
+    assert content(await store.subscriptions("")) == (set(), set(), {1: 1})
+    assert content(await store.subscriptions("second")) == ({TOPIC}, {LLQ}, {1: 1})
+    assert content(await store.subscriptions("third")) == (set(), set(), {})
+    assert await store.generation() == generations[0]
+
+
+async def test_subscriptions_by_the_thousand(store: Store) -> None:
+    rows = [LLQ._replace(llq_id=number) for number in range(1, 3001)]
+    await store.save_subscriptions("", SubscriptionChanges([TOPIC], rows))
+    assert content(await store.subscriptions("")) == ({TOPIC}, set(rows), {})
+    await store.save_subscriptions("", SubscriptionChanges())
+    await store.save_subscriptions("", SubscriptionChanges(ended=[row[:3] for row in rows]))
+    assert (await store.subscriptions("")).rows == []

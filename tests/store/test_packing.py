@@ -6,7 +6,15 @@ from hypothesis import strategies as st
 
 from protocol.errors import DecodeError
 from protocol.name import ROOT, canonical_key, fold, is_at_or_below
-from server.store.packing import order_key, pack_rrs, stored_rdata_key, subtree_bounds, unpack_rrs
+from server.store.packing import (
+    order_key,
+    pack_items,
+    pack_rrs,
+    stored_rdata_key,
+    subtree_bounds,
+    unpack_items,
+    unpack_rrs,
+)
 from server.zone.model import RR
 
 labels = st.binary(min_size=1, max_size=6) | st.sampled_from([b"\0", b"\1", b"\2", b"a", b"a\0", b"a\1", b"\xff"])
@@ -61,3 +69,16 @@ def test_long_rdata_keeps_its_own_key(one: bytes, two: bytes) -> None:
 def test_a_digest_key_is_no_short_rdata() -> None:
     long = bytes(300)
     assert stored_rdata_key(stored_rdata_key(long)) != stored_rdata_key(long)
+
+
+def test_items_come_back_and_equal_sets_are_equal_octets() -> None:
+    items = [(28, bytes(16)), (1, b"\1\2\3\4"), (16, b""), (16, b"x" * 65535)]
+    assert unpack_items(pack_items(items)) == sorted(items)
+    assert pack_items(frozenset(items)) == pack_items(reversed(items))
+    assert unpack_items(b"") == []
+
+
+@pytest.mark.parametrize("cut", [1, 3, 5, 7])
+def test_items_cut_short_are_noticed(cut: int) -> None:
+    with pytest.raises(DecodeError):
+        unpack_items(pack_items([(1, b"\1\2\3\4")])[:cut])
