@@ -23,21 +23,22 @@ _FIXED: Final = struct.Struct("!HIHH")  # time signed (high, low), fudge, MAC si
 
 @dataclass(frozen=True, slots=True)
 class Algorithm:
-    """`name` is the folded wire name; `digest` what `hmac` calls it; sizes in octets."""
+    """`name` is the folded wire name; `digest` what `hmac` calls it.
+
+    `size` is that of the whole MAC in octets, `minimum` of the shortest that may be sent: half the length of the hash
+    function in use, never below 10 (RFC 8945 §5.2.2.1).
+    """
 
     text: str
     name: bytes
     digest: str
     size: int
-
-    @property
-    def minimum(self) -> int:
-        """Shortest MAC that may be sent (RFC 8945 §5.2.2.1)."""
-        return max(10, self.size // 2)
+    minimum: int
 
 
-def _algorithm(text: str, digest: str, size: int) -> Algorithm:
-    return Algorithm(text, from_text(text), digest, size)
+def _algorithm(text: str, digest: str, hash_size: int, size: int = 0) -> Algorithm:
+    """`size`: for names that mean a hash cut short, such as hmac-sha256-128 (RFC 4868)."""
+    return Algorithm(text, from_text(text), digest, size or hash_size, max(10, hash_size // 2))
 
 
 ALGORITHMS: Final = {
@@ -47,6 +48,9 @@ ALGORITHMS: Final = {
         _algorithm("hmac-sha224", "sha224", 28),
         _algorithm("hmac-sha384", "sha384", 48),
         _algorithm("hmac-sha512", "sha512", 64),
+        _algorithm("hmac-sha256-128", "sha256", 32, 16),
+        _algorithm("hmac-sha384-192", "sha384", 48, 24),
+        _algorithm("hmac-sha512-256", "sha512", 64, 32),
         _algorithm("hmac-sha1", "sha1", 20),
         _algorithm("hmac-md5.sig-alg.reg.int", "md5", 16),
     )
@@ -80,7 +84,8 @@ class Key:
         object.__setattr__(self, "name", fold(self.name))
 
     def mac(self, data: bytes) -> bytes:
-        return hmac.digest(self.secret, data, self.algorithm.digest)
+        """The whole MAC of the key's algorithm."""
+        return hmac.digest(self.secret, data, self.algorithm.digest)[: self.algorithm.size]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +186,8 @@ def verify(
 
     `now` in seconds since 1970. `request_mac` is given when `message` is a response. `previous` is the prior MAC of a
     stream plus nothing else when `message` is a later one of a signed stream (then only the timers are digested).
-    `minimum_mac` is local policy in octets (0: none). `DecodeError` for an impossible MAC size (§5.2.2.1).
+    `minimum_mac` is local policy in octets (0: none); a whole MAC is never too short for it (§7). `DecodeError` for an
+    impossible MAC size (§5.2.2.1).
     """
     if key is None or key.algorithm.name != tsig.algorithm:
         return Verdict(TsigError.BADKEY, tsig)
@@ -201,7 +207,7 @@ def verify(
         return Verdict(TsigError.BADSIG, tsig)
     if abs(now - tsig.time_signed) > tsig.fudge:
         return Verdict(TsigError.BADTIME, tsig)
-    if size < minimum_mac:
+    if size < min(minimum_mac, key.algorithm.size):
         return Verdict(TsigError.BADTRUNC, tsig)
     return Verdict(TsigError.NOERROR, tsig)
 
@@ -247,25 +253,33 @@ def sign(
     fudge: int = FUDGE_SECONDS,
     error: int = TsigError.NOERROR,
     other: bytes = b"",
+    original_id: int | None = None,
 ) -> tuple[bytes, bytes]:
     """Sign `wire` (which has no TSIG): (signed message, its MAC).
 
     A response passes the MAC of its request. A later message of a stream passes the MAC of the one before as
-    `previous`. For a BADTIME reply `now` and `fudge` are the client's and `other` our time (§5.2.3).
+    `previous`. For a BADTIME reply `now` and `fudge` are the client's and `other` our time (§5.2.3). `original_id` is
+    the request's in a reply through a forwarder that gave it an ID of its own (§4.2); default the message's.
     """
-    if previous is None:
-        data = _with_length(request_mac) + wire + _variables(key.name, key.algorithm.name, now, fudge, error, other)
+    if original_id is None:
+        original_id = int.from_bytes(wire[:2], "big")
+        digested = wire
     else:
-        data = _with_length(previous) + wire + _timers(now, fudge)
+        digested = struct.pack("!H", original_id) + wire[2:]
+    if previous is None:
+        data = _with_length(request_mac) + digested + _variables(key.name, key.algorithm.name, now, fudge, error, other)
+    else:
+        data = _with_length(previous) + digested + _timers(now, fudge)
     mac = key.mac(data)
-    original_id = int.from_bytes(wire[:2], "big")
     return _append(wire, Tsig(key.name, key.algorithm.name, now, fudge, mac, original_id, error, other)), mac
 
 
 def unsigned_error(wire: bytes, request: Tsig, error: TsigError) -> bytes:
     """Append the empty TSIG of a BADKEY or BADSIG reply: error set, no MAC (RFC 8945 §5.3.2)."""
-    original_id = int.from_bytes(wire[:2], "big")
     return _append(
         wire,
-        Tsig(request.key_name, request.algorithm, request.time_signed, request.fudge, b"", original_id, error, b""),
+        Tsig(
+            *(request.key_name, request.algorithm, request.time_signed, request.fudge),
+            *(b"", request.original_id, error, b""),
+        ),
     )

@@ -10,6 +10,8 @@ from typing import Any, Final
 
 import structlog
 
+from protocol.name import to_text
+from protocol.tsig import MD5
 from server.config import ServerSettings, split_host_port
 from server.dispatch import Dispatcher
 from server.fastpath import FastPath
@@ -158,6 +160,8 @@ class Server:
             clock=self.clock,
             metrics=self.metrics,
             allow_md5=settings.dns.allow_md5,
+            minimum_mac=settings.dns.minimum_mac_octets,
+            replay_window_seconds=settings.dns.replay_window_seconds,
             transfers=self.transfers,
         )
         dns = settings.dns
@@ -168,6 +172,7 @@ class Server:
         await self._publish_service()
         await self.writer.catch_up()
         await self._load_keys()
+        self._warn_of_md5()
         await self.writer.lapse_due()
         if settings.metrics.listen:
             address, port = split_host_port(settings.metrics.listen)
@@ -321,6 +326,17 @@ class Server:
         )
         for name in before - self.keyring.names():
             self.push.revoke_key(name)
+
+    def _warn_of_md5(self) -> None:
+        keys = [to_text(name) for name in sorted(self.keyring.names()) if self._is_md5(name)]
+        if self.settings.dns.allow_md5:
+            log.warning("hmac-md5 is accepted, which RFC 8945 forbids: [dns] allow_md5", keys=len(keys))
+        elif keys:
+            log.warning("keys with hmac-md5 are refused: [dns] allow_md5 is off", keys=" ".join(keys[:10]))
+
+    def _is_md5(self, name: bytes) -> bool:
+        principal = self.keyring.find(name)
+        return principal is not None and principal.key.algorithm is MD5
 
     async def _follow(self, generation: int) -> None:
         """Notice what the command line and other nodes commit."""

@@ -76,6 +76,10 @@ class DnsSettings(_Section):
     tcp_connections_per_address: int = Field(default=100, ge=1)
     allow_md5: bool = False
     """Accept hmac-md5 keys: RFC 6281 demands it, RFC 8945 §6 forbids it."""
+    minimum_mac_octets: int = Field(default=0, ge=0, le=64)
+    """Shorter truncated MACs are answered BADTRUNC (RFC 8945 §5.2.4); whole ones always pass. 0: half, as the RFC."""
+    replay_window_seconds: int = Field(default=300, ge=0, le=65535)
+    """How far an update may have been signed before the latest one of its key (RFC 8945 §5.2.3); else BADTIME."""
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> "DnsSettings":

@@ -34,7 +34,7 @@ from server.keyring import Keyring
 from server.metrics import Metrics
 from server.peer import Peer
 from server.push.service import PushService
-from server.replays import RecentUpdates
+from server.replays import Replays
 from server.reply import Reply, header_only
 from server.request import Authenticated, Decoded, Refusal, Send, SignatureRefusal
 from server.system import Clock
@@ -63,6 +63,8 @@ class Dispatcher:
         clock: Clock,
         metrics: Metrics,
         allow_md5: bool,
+        minimum_mac: int = 0,
+        replay_window_seconds: int = 300,
         transfers: TransferService | None = None,
     ) -> None:
         self._zones = zones
@@ -73,7 +75,8 @@ class Dispatcher:
         self._metrics = metrics
         self._allow_md5 = allow_md5
         self._transfers = transfers
-        self._recent = RecentUpdates()
+        self._minimum_mac = minimum_mac
+        self._replays = Replays(replay_window_seconds)
 
     def handle(self, wire: bytes, peer: Peer, send: Send) -> None:
         """Take one message. `send` is called once: with the reply, or with b"" when there is none to wait for."""
@@ -104,10 +107,17 @@ class Dispatcher:
         unix = self._clock.unix()
         reply = Reply(message, peer, unix=unix)
         try:
+            request = authenticate(
+                decoded,
+                self._keyring,
+                self._replays,
+                unix=unix,
+                allow_md5=self._allow_md5,
+                minimum_mac=self._minimum_mac,
+            )
+            reply = Reply(message, peer, unix=unix, principal=request.principal, tsig=request.tsig)
             if message.opt is not None and message.opt.version != 0:
                 raise Refusal(Rcode.BADVERS, "EDNS version is not 0")
-            request = authenticate(decoded, self._keyring, unix=unix, allow_md5=self._allow_md5)
-            reply = Reply(message, peer, unix=unix, principal=request.principal, tsig=request.tsig)
             if opcode == Opcode.QUERY and self._transfers is not None and self._transfers.wants(message):
                 self._transfers.start(request, reply, lambda wire: self._send(wire, peer, opcode, Rcode.NOERROR, send))
             elif opcode == Opcode.QUERY:
@@ -170,37 +180,34 @@ class Dispatcher:
         zone = self._zones.at(apex)
         if zone is None or message.questions[0].rclass != Class.IN:
             raise Refusal(Rcode.NOTAUTH, f"{to_text(apex)} is no zone served here", ede=Ede.NOT_AUTHORITATIVE)
-        if request.principal is None:
+        tsig = request.tsig
+        if request.principal is None or tsig is None:
             raise Refusal(Rcode.REFUSED, "updates must be signed", ede=Ede.PROHIBITED)
         lease = update_lease(message.opt)
         update = read_update(message, apex)
         self._check_zone(zone, update)
         principal = may_update(request.principal, zone, update, leased=lease is not None and lease.lease > 0)
         actor = Actor("update", to_text(principal.key.name), request.peer.address)
-        is_repeatable = request.peer.transport == "udp"
-        if is_repeatable:
-            before = self._recent.begin(request.peer, message.wire, request.decoded.at)
-            if before is not True:
-                self._metrics.dropped.labels("repeated update").inc()
-                send(before or _NOTHING)
-                return
+        before = self._replays.begin(tsig, reply.unix)
+        if before is not True:
+            self._metrics.dropped.labels("repeated update").inc()
+            send(message.wire[:2] + before[2:] if before else _NOTHING)
+            return
 
         def done(outcome: Outcome) -> None:
             self._metrics.update_seconds.observe(self._clock.monotonic() - request.decoded.at)
             self._log_update(request.decoded, reply, outcome)
-            signed = Reply(
-                message, request.peer, unix=self._clock.unix(), principal=request.principal, tsig=request.tsig
-            )
+            signed = Reply(message, request.peer, unix=self._clock.unix(), principal=request.principal, tsig=tsig)
             wire = signed.build(outcome.rcode, None, _update_options(outcome))
             if outcome.rcode == Rcode.SERVFAIL:
-                self._recent.forget(request.peer, message.wire)
-            elif is_repeatable:
-                self._recent.finish(request.peer, message.wire, wire)
+                self._replays.forget(tsig)
+            else:
+                self._replays.finish(tsig, wire)
             self._send(wire, request.peer, Opcode.UPDATE, outcome.rcode, send)
 
         pending = PendingUpdate(apex, update, lease, principal.is_admin, actor, done)
         if not self._writer.submit(pending):
-            self._recent.forget(request.peer, message.wire)
+            self._replays.forget(tsig)
             raise Refusal(Rcode.SERVFAIL, "too many updates are waiting, try again", ede=Ede.NOT_READY)
 
     def _check_zone(self, zone: Zone, update: Update) -> None:

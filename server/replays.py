@@ -1,50 +1,83 @@
-"""Updates whose reply got lost: the same request, sent again, is answered the same without a second change.
+"""Signed updates seen before: a repetition gets the reply of the first, one from the past is refused (RFC 8945 §5.2.3).
 
 A client over UDP repeats its octets when it hears nothing (RFC 2136 §2.2 leaves the trouble to it: a prerequisite that
-held the first time fails the second). Only signed requests get here, so what is kept is bounded by count and time.
+held the first time fails the second), and whoever recorded a signed update can send it again for as long as its fudge
+allows. Both get the reply of the first time, and nothing changes twice. An update is known by its key and MAC.
+
+Each key has a floor: updates signed before it are refused with BADTIME. It stands `window_seconds` below the latest
+time signed that was taken, so that datagrams may overtake each other and machines that share a key need not agree to
+the second; window 0 is the letter of RFC 8945. What is remembered is bounded: when it is full, the oldest goes and the
+floor of its key rises to it. Only updates whose signature held and whose key may make them get here.
 """
 
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
-from server.peer import Peer
+from protocol.tsig import Tsig
 
-KEPT_SECONDS: Final = 30.0  # longer than clients repeat one request
-MOST_KEPT: Final = 4096
+MOST_KEPT: Final = 16_384
 
 
 @dataclass(slots=True)
 class _Entry:
-    at: float
+    time_signed: int
+    ends: int
     reply: bytes | None
 
 
-class RecentUpdates:
-    """Replies to updates by (peer, request octets). Times are monotonic seconds."""
+class Replays:
+    """Replies to updates by (key, MAC), and the floor of each key. Times are seconds since 1970."""
 
-    def __init__(self) -> None:
-        self._entries: OrderedDict[tuple[str, int, bytes], _Entry] = OrderedDict()
+    def __init__(self, window_seconds: int = 300) -> None:
+        self._window = window_seconds
+        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
+        self._floors: dict[bytes, int] = {}
 
-    def begin(self, peer: Peer, wire: bytes, now: float) -> "bytes | bool":
-        """True: a new request, to be carried out. Bytes: its reply from before. False: it is being carried out now."""
-        while self._entries:
-            oldest = next(iter(self._entries.values()))
-            if len(self._entries) < MOST_KEPT and now - oldest.at < KEPT_SECONDS:
-                break
-            self._entries.popitem(last=False)
-        key = (peer.address, peer.port, wire)
-        entry = self._entries.get(key)
-        if entry is None:
-            self._entries[key] = _Entry(now, None)
-            return True
-        return False if entry.reply is None else entry.reply
+    def is_stale(self, tsig: Tsig) -> bool:
+        """Whether this was signed before what its key may still send."""
+        return tsig.time_signed < self._floors.get(tsig.key_name, 0)
 
-    def finish(self, peer: Peer, wire: bytes, reply: bytes) -> None:
-        entry = self._entries.get((peer.address, peer.port, wire))
+    def begin(self, tsig: Tsig, now: int) -> bytes | bool:
+        """True: a new update, to be carried out. Bytes: its reply from before. False: it is being carried out now."""
+        mark = tsig.key_name + tsig.mac
+        entry = self._entries.get(mark)
+        if entry is not None:
+            return False if entry.reply is None else entry.reply
+        self._make_room(now)
+        self._entries[mark] = _Entry(tsig.time_signed, tsig.time_signed + tsig.fudge, None)
+        self._raise_floor(tsig.key_name, tsig.time_signed - self._window)
+        return True
+
+    def finish(self, tsig: Tsig, reply: bytes) -> None:
+        entry = self._entries.get(tsig.key_name + tsig.mac)
         if entry is not None:
             entry.reply = reply
 
-    def forget(self, peer: Peer, wire: bytes) -> None:
+    def forget(self, tsig: Tsig) -> None:
         """It was not carried out (the queue was full, the store failed): a repetition is a new try."""
-        self._entries.pop((peer.address, peer.port, wire), None)
+        self._entries.pop(tsig.key_name + tsig.mac, None)
+
+    def _make_room(self, now: int) -> None:
+        """Drop, oldest first, what the clock alone refuses by now; beyond the bound what it does not."""
+        while self._entries:
+            mark, oldest = next(iter(self._entries.items()))
+            if oldest.ends < now:
+                del self._entries[mark]
+            elif len(self._entries) >= MOST_KEPT:
+                del self._entries[mark]
+                self._raise_floor(mark[: _name_octets(mark)], oldest.time_signed)
+            else:
+                return
+
+    def _raise_floor(self, key_name: bytes, to: int) -> None:
+        if to > self._floors.get(key_name, 0):
+            self._floors[key_name] = to
+
+
+def _name_octets(mark: bytes) -> int:
+    """Length of the key name that a mark begins with."""
+    end = 0
+    while mark[end]:
+        end += mark[end] + 1
+    return end + 1

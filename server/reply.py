@@ -9,6 +9,7 @@ from protocol.constants import (
     MAX_MESSAGE_OCTETS,
     OPCODE_MASK,
     QR,
+    RCODE_MASK,
     RD,
     TC,
     EdnsOption,
@@ -78,8 +79,12 @@ class Reply:
             options = [(code, data[:2] if code == EdnsOption.EDE else data) for code, data in options]
             builder = self._start(base, rcode, self._room(options))
         if answer is not None:
+            start = builder.checkpoint()
             whole = write_section(builder, 1, answer.answers) and write_section(builder, 2, answer.authority)
-            if not whole:
+            if not whole and self.principal is not None:
+                builder.rollback(start)  # the question, the signature, TC and NOERROR alone (RFC 8945 §5.3)
+                builder.flags = builder.flags & ~RCODE_MASK | TC
+            elif not whole:
                 builder.flags |= TC
             else:
                 for _, group in groupby(answer.additional, key=lambda rr: (rr.owner, rr.rtype)):
@@ -111,7 +116,13 @@ class Reply:
         wire = builder.finish()
         if self.principal is None or self.tsig is None:
             return wire
-        return sign(wire, self.principal.key, now=self.unix, request_mac=self.tsig.mac)[0]
+        return sign(
+            wire,
+            self.principal.key,
+            now=self.unix,
+            request_mac=self.tsig.mac,
+            original_id=_forwarded_id(self.tsig, self.message),
+        )[0]
 
     def tsig_error(self, error: TsigError, tsig: Tsig, options: Options = ()) -> bytes:
         """NOTAUTH with the TSIG error; signed for BADTIME and BADTRUNC when the key is known (RFC 8945 §5.2)."""
@@ -131,8 +142,21 @@ class Reply:
                 request_mac=tsig.mac,
                 error=error,
                 other=self.unix.to_bytes(6, "big"),
+                original_id=_forwarded_id(tsig, self.message),
             )[0]
-        return sign(wire, self.principal.key, now=self.unix, request_mac=tsig.mac, error=error)[0]
+        return sign(
+            wire,
+            self.principal.key,
+            now=self.unix,
+            request_mac=tsig.mac,
+            error=error,
+            original_id=_forwarded_id(tsig, self.message),
+        )[0]
+
+
+def _forwarded_id(tsig: Tsig, message: Message) -> int | None:
+    """The ID a request was signed under, when a forwarder gave it another since (RFC 8945 §4.2)."""
+    return None if tsig.original_id == message.id else tsig.original_id
 
 
 def write_section(builder: Builder, section: int, records: Iterable[RR]) -> bool:

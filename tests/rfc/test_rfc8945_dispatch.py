@@ -18,21 +18,25 @@ from protocol.constants import QR, TC, Class, Opcode, Rcode, TsigError, Type
 from protocol.edns import Opt, UpdateLease
 from protocol.message import decode, encode_record
 from protocol.name import fold
-from protocol.tsig import ALGORITHMS, MD5, Key, Tsig, decode_tsig, sign, verify
+from protocol.tsig import ALGORITHMS, MD5, Algorithm, Key, Tsig, decode_tsig, sign, verify
 from server.keyring import Principal
+from server.peer import Peer
 from tests.support.builders import (
     ADMIN,
     ALICE,
     MEMBERS,
     T0,
     TCP,
+    UDP,
     ZONE,
     Core,
     Seen,
     add,
     content,
+    delete_name,
     key,
     name,
+    name_in_use,
     query_message,
     seen,
     signed,
@@ -41,6 +45,7 @@ from tests.support.builders import (
 )
 
 MAC = "mac.alice.members.example."
+NEW_NAME = "new.alice.members.example."
 NEW = add("new.alice.members.example.", 60, "A", "192.0.2.9")
 EDNS = Opt(1232)
 
@@ -123,6 +128,7 @@ def test_dnspython_signs_for_us_and_validates_our_reply(core: Core) -> None:
         (query_message("www.example.net."), Rcode.REFUSED),
         (query_message(MAC, flags=Opcode.NOTIFY << 11), Rcode.NOTIMP),
         (query_message("absent.members.example."), Rcode.NXDOMAIN),
+        (query_message(MAC, edns=Opt(1232, version=1)), Rcode.BADVERS),
     ],
 )
 def test_errors_that_are_not_of_the_signature_are_signed(core: Core, wire: bytes, rcode: Rcode) -> None:
@@ -138,12 +144,17 @@ def test_a_key_is_found_whatever_the_case_of_its_name(core: Core) -> None:
     assert core.ask(wire).rcode == Rcode.NOERROR
 
 
-@pytest.mark.rfc("8945", "5.1")
-def test_a_forwarder_may_change_the_id(core: Core) -> None:
-    wire, mac = signed(query_message(MAC, id=0x1111), ALICE, T0)
+@pytest.mark.rfc("8945", "4.2")
+@pytest.mark.rfc("8945", "4.3.2")
+@pytest.mark.parametrize("by", [ALICE, key("stranger.example.")], ids=["known", "unknown key"])
+@pytest.mark.parametrize("late", [0, 1000], ids=["in time", "late"])
+def test_a_forwarder_may_change_the_id(core: Core, by: Key, late: int) -> None:
+    wire, mac = signed(query_message(MAC, id=0x1111), by, T0)
+    core.clock.now += late
     reply = core.ask(b"\x22\x22" + wire[2:])
-    assert (reply.rcode, reply.message.id) == (Rcode.NOERROR, 0x2222)
-    assert is_good(reply, ALICE, mac)
+    tsig = tsig_of(reply)
+    assert tsig is not None and (reply.message.id, tsig.original_id) == (0x2222, 0x1111)
+    assert is_good(reply, by, mac) if by is ALICE else tsig.mac == b""
 
 
 # Form
@@ -178,7 +189,45 @@ def test_a_truncated_mac_is_verified_and_the_reply_signed_at_least_as_long(core:
     assert is_good(reply, ALICE, mac)
 
 
-@pytest.mark.rfc("8945", "5.2")
+@pytest.mark.rfc("8945", "5.2.4")
+@pytest.mark.rfc("8945", "7")
+@pytest.mark.parametrize(("size", "error"), [(16, 22), (19, 22), (20, 0), (31, 0), (32, 0)])
+@pytest.mark.parametrize("late", [0, 1000], ids=["in time", "late"])
+def test_a_mac_shorter_than_policy_is_badtrunc_signed(size: int, error: int, late: int) -> None:
+    core = Core(minimum_mac=20)
+    core.clock.now += late
+    wire = query_message(MAC)
+    mac = sign(wire, ALICE, now=T0)[1][:size]
+    reply = core.ask(with_tsig(wire, ALICE, mac=mac))
+    tsig = tsig_of(reply)
+    assert tsig is not None and tsig.error == (TsigError.BADTIME if late else error)
+    assert reply.rcode == (Rcode.NOTAUTH if error or late else Rcode.NOERROR)
+    assert len(tsig.mac) == 32 and is_good(reply, ALICE, mac, now=T0)
+
+
+@pytest.mark.rfc("8945", "7")
+def test_a_whole_mac_is_never_too_short_for_policy() -> None:
+    core = Core(minimum_mac=32)
+    for algorithm in ("hmac-sha1.", "hmac-sha256-128.", "hmac-sha256.", "hmac-sha512."):
+        short = Key(name("short.example."), ALGORITHMS[name(algorithm)], b"s" * 20)
+        core.keyring.replace([Principal(short, None, None)])
+        assert core.query(MAC, by=short).rcode == Rcode.NOERROR
+
+
+@pytest.mark.rfc("8945", "6")
+@pytest.mark.parametrize("algorithm", [item for item in ALGORITHMS.values() if item is not MD5], ids=lambda a: a.text)
+def test_every_algorithm_of_the_table_but_gss_is_served(core: Core, algorithm: Algorithm) -> None:
+    chosen = Key(name("any.example."), algorithm, b"0123456789abcdef" * 4)
+    core.keyring.replace([Principal(chosen, None, None)])
+    wire, mac = signed(query_message(MAC), chosen, T0)
+    reply = core.ask(wire)
+    assert reply.rcode == Rcode.NOERROR and is_good(reply, chosen, mac)
+    assert len(mac) == {"hmac-sha256-128": 16, "hmac-sha384-192": 24, "hmac-sha512-256": 32}.get(
+        algorithm.text, algorithm.size
+    )
+
+
+@pytest.mark.rfc("8945", "4.2")
 def test_an_error_set_in_a_request_is_formerr(core: Core) -> None:
     assert core.ask(with_tsig(query_message(MAC), ALICE, error=TsigError.BADSIG)).rcode == Rcode.FORMERR
 
@@ -298,6 +347,48 @@ def test_nothing_is_told_to_one_whose_signature_does_not_hold(core: Core, fault:
     assert reply.rcode == Rcode.NOTAUTH and not reply.answers
 
 
+# Replays
+
+
+@pytest.mark.rfc("8945", "5.2.3")
+@pytest.mark.parametrize(("behind", "is_stale"), [(10, False), (11, True)])
+def test_an_update_from_before_the_window_of_its_key_is_badtime_signed(behind: int, is_stale: bool) -> None:
+    core = Core(replay_window_seconds=10)
+    held = signed(update_message([NEW], lease=1800, id=1), ALICE, T0 - behind)
+    assert core.ask(signed(update_message([delete_name(NEW_NAME)], id=2), ALICE, T0)[0]).rcode == Rcode.NOERROR
+    reply = core.ask(held[0])
+    tsig = tsig_of(reply)
+    assert tsig is not None and is_good(reply, ALICE, held[1], now=T0 - behind)
+    assert (reply.rcode, tsig.error) == ((Rcode.NOTAUTH, TsigError.BADTIME) if is_stale else (Rcode.NOERROR, 0))
+    assert core.query(NEW_NAME).rcode == (Rcode.NXDOMAIN if is_stale else Rcode.NOERROR)
+    by_another = signed(update_message([NEW], id=3), ADMIN, T0 - behind)
+    assert core.ask(by_another[0]).rcode == Rcode.NOERROR, "each key has its own past"
+    asked = signed(query_message(MAC), ALICE, T0 - behind)
+    assert core.ask(asked[0]).rcode == Rcode.NOERROR, "a question that was late changes nothing"
+
+
+@pytest.mark.rfc("8945", "5.2.3")
+@pytest.mark.parametrize("peer", [UDP, UDP._replace(address="203.0.113.66"), TCP], ids=["udp", "stranger", "tcp"])
+def test_a_recorded_update_sent_again_changes_nothing_and_tells_nothing_new(core: Core, peer: Peer) -> None:
+    first = core.signed(update_message([NEW], lease=1800, id=1), ALICE)
+    reply = core.ask(first)
+    assert core.ask(core.signed(update_message([delete_name(NEW_NAME)], id=2), ALICE)).rcode == Rcode.NOERROR
+    commits = len(core.store.commits)
+    assert core.handle(first, peer) == [reply.wire]
+    forwarded = core.handle(b"\x99\x99" + first[2:], peer)
+    assert forwarded == [b"\x99\x99" + reply.wire[2:]]
+    assert len(core.store.commits) == commits
+    assert core.query(NEW_NAME).rcode == Rcode.NXDOMAIN
+
+
+@pytest.mark.rfc("8945", "5.2.3")
+def test_a_recorded_update_whose_prerequisite_failed_fails_again_though_it_holds_now(core: Core) -> None:
+    wire = core.signed(update_message([NEW], [name_in_use(NEW_NAME)], lease=1800, id=1), ALICE)
+    assert core.ask(wire).rcode == Rcode.NXDOMAIN
+    assert core.update(NEW, by=ALICE, lease=1800).rcode == Rcode.NOERROR
+    assert core.ask(wire).rcode == Rcode.NXDOMAIN
+
+
 # Truncation
 
 
@@ -313,6 +404,20 @@ def test_room_is_kept_for_the_signature() -> None:
     assert is_good(cut, ALICE, mac)
     whole = core.ask(wire, TCP)
     assert len(whole.answers) == 25 and is_good(whole, ALICE, mac)
+
+
+@pytest.mark.rfc("8945", "5.3")
+def test_a_reply_cut_for_its_signature_has_nothing_but_question_and_noerror() -> None:
+    chain = "\n".join(f"{'x' * 50}{n}.members.example. 60 CNAME {'x' * 50}{n + 1}.members.example." for n in range(8))
+    core = Core([zone_of_text(chain)])
+    query = query_message(f"{'x' * 50}0.members.example.")
+    unsigned = core.ask(query)
+    assert unsigned.flag(TC) and unsigned.answers and unsigned.rcode == Rcode.NXDOMAIN
+    wire, mac = signed(query, ALICE, T0)
+    cut = core.ask(wire)
+    assert (cut.rcode, cut.flag(TC), cut.answers, cut.authority) == (Rcode.NOERROR, True, [], [])
+    assert is_good(cut, ALICE, mac)
+    assert core.ask(wire, TCP).rcode == Rcode.NXDOMAIN
 
 
 # MD5, and the use of keys

@@ -6,6 +6,7 @@ Rdata is written as master-file text and encoded by dnspython, so that our own c
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import cycle
 from typing import Any, Final, NamedTuple, TypeVar
 
 import dns.rdata
@@ -482,12 +483,19 @@ class Core:
     """
 
     def __init__(
-        self, zones: Iterable[Zone] | None = None, *, allow_md5: bool = False, time: Callable[[], float] | None = None
+        self,
+        zones: Iterable[Zone] | None = None,
+        *,
+        allow_md5: bool = False,
+        minimum_mac: int = 0,
+        replay_window_seconds: int = 300,
+        time: Callable[[], float] | None = None,
     ) -> None:
         """`time`: the time of a virtual loop for the clock to follow, on top of T0."""
         if zones is None:
             carol = zone_of_text(PRIVATE_TEXT, apex="carol.members.example.", member_id=3, zone_id=2)
             zones = (zone_of_text(SERVICE_TEXT), carol)
+        self._ids = cycle(range(1, 0x10000))
         self.clock = ManualClock() if time is None else LoopClock(time)
         self.zones = Zones(zones)
         self.store = TableStore()
@@ -517,6 +525,8 @@ class Core:
             clock=self.clock,
             metrics=self.metrics,
             allow_md5=allow_md5,
+            minimum_mac=minimum_mac,
+            replay_window_seconds=replay_window_seconds,
         )
 
     @property
@@ -562,7 +572,8 @@ class Core:
         lease: UpdateLease | int | None = None,
         zone: str = ZONE,
     ) -> Seen:
-        wire = update_message(ops, prerequisites, zone=zone, lease=lease)
+        """Each with an ID of its own: the same octets would be taken for a repetition."""
+        wire = update_message(ops, prerequisites, zone=zone, lease=lease, id=next(self._ids))
         return self.ask(self.signed(wire, by) if by else wire)
 
     def signed(self, wire: bytes, with_key: Key) -> bytes:

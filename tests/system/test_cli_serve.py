@@ -62,6 +62,17 @@ def test_tls_and_metrics(tmp_path: Path) -> None:
             assert connection.recv(12).startswith(b"HTTP/1.")
 
 
+@pytest.mark.rfc("8945", "6")
+def test_md5_is_warned_of_at_start(tmp_path: Path) -> None:
+    with start_server(tmp_path) as server:
+        assert "md5" not in server.log
+    with start_server(tmp_path, dns={"allow_md5": True}) as server:
+        assert "hmac-md5 is accepted, which RFC 8945 forbids" in server.log
+        assert homing("member", "add", "old", "--algorithm", "hmac-md5", "--config", server.config).code == 0
+    with start_server(tmp_path) as server:
+        assert "keys with hmac-md5 are refused" in server.log and "old.members.example." in server.log
+
+
 def test_what_was_there_is_there_after_a_kill(tmp_path: Path) -> None:
     with start_server(tmp_path) as server:
         before = serial(server.port)

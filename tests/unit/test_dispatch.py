@@ -305,12 +305,12 @@ def test_an_update_without_edns_gets_a_reply_without(core: Core) -> None:
 
 
 def test_a_full_queue_is_servfail_at_once(core: Core) -> None:
-    wire = core.signed(update_message([NEW], lease=1800), ALICE)
     replies: list[bytes] = []
-    for number in range(MAX_QUEUE):  # from as many ports: the same octets from one would be taken for a repetition
-        core.dispatcher.handle(wire, UDP._replace(port=number + 1), replies.append)
+    for number in range(MAX_QUEUE):
+        wire = core.signed(update_message([NEW], lease=1800, id=number), ALICE)
+        core.dispatcher.handle(wire, UDP, replies.append)
     assert replies == []
-    core.dispatcher.handle(wire, UDP._replace(port=MAX_QUEUE + 1), replies.append)
+    core.dispatcher.handle(core.signed(update_message([NEW], lease=1800, id=MAX_QUEUE), ALICE), UDP, replies.append)
     assert [(seen(reply).rcode, seen(reply).errors[0][0]) for reply in replies] == [(Rcode.SERVFAIL, Ede.NOT_READY)]
 
 

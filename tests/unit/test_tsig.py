@@ -32,6 +32,7 @@ KEY = Key(from_text(OWNER), SHA256, SECRET)
 SHA1 = tsigs.algorithm_from_text("hmac-sha1")
 QUERY = encode(0x1234, 0x0100, [Question(from_text("mac.alice.members.example"), Type.AAAA, Class.IN)], opt=Opt())
 REPLY = encode(0x1234, QR, [Question(from_text("mac.alice.members.example"), Type.AAAA, Class.IN)])
+CUT_BY_NAME = [ALGORITHMS[from_text(f"hmac-{cut}.")] for cut in ("sha256-128", "sha384-192", "sha512-256")]
 EVERY_ALGORITHM = pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=lambda item: item.text)
 
 
@@ -129,7 +130,7 @@ def oracle_validate(
 # --- packets of other programs ------------------------------------------------------------------------------------
 
 SIGNED_ELSEWHERE = [
-    *((f"nsupdate-{item.text.split('.')[0]}", item) for item in ALGORITHMS.values()),
+    *((f"nsupdate-{item.text.split('.')[0]}", item) for item in ALGORITHMS.values() if item not in CUT_BY_NAME),
     ("knsupdate-hmac-sha512", tsigs.algorithm_from_text("hmac-sha512")),
     ("kdig-llq-hmac-sha1", SHA1),
     ("dig-hmac-sha1-96", SHA1),
@@ -322,7 +323,7 @@ def test_the_mac_is_checked_before_the_time_and_the_time_before_truncation() -> 
 def test_macs_may_be_cut_to_half_and_never_below_ten_octets(algorithm: Algorithm) -> None:
     key = Key(KEY.name, algorithm, SECRET)
     wire, mac = sign(QUERY, key, now=NOW)
-    shortest = max(10, algorithm.size // 2)
+    shortest = algorithm.size if algorithm in CUT_BY_NAME else max(10, algorithm.size // 2)
     for size in range(shortest, algorithm.size + 1):
         assert check(changed(wire, mac=mac[:size]), key) is TsigError.NOERROR
     for cut in (b"", mac[:1], mac[: shortest - 1], mac + b"\x00"):
