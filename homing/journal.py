@@ -41,21 +41,6 @@ async def entries(reader: Reader, zone_id: int | None = None, after: int = 0) ->
         limit = min(limit * 2, _LONGEST_PAGE) if size * 2 < _PAGE_RECORDS else max(limit // 2, 1)
 
 
-async def last_id(reader: Reader) -> int:
-    """The newest entry's id, 0 without any: by halves, for entries are found by what follows an id."""
-    low, high = 0, 1
-    while await reader.journal(after=high, limit=1):
-        low, high = high, high * 2
-    while low < high:
-        middle = (low + high) // 2
-        found = await reader.journal(after=middle, limit=1)
-        if found:
-            low = found[0].id
-        else:
-            high = middle
-    return low
-
-
 def enclosing(zones: Iterable[ZoneRow], key: bytes) -> ZoneRow | None:
     """The deepest zone a folded name is in."""
     return max(

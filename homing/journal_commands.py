@@ -21,7 +21,6 @@ from homing.journal import (
     enclosing,
     entries,
     find_step,
-    last_id,
     plan_undo,
     read_history,
     rr_text,
@@ -227,7 +226,8 @@ async def _tail(store: Store, apex: bytes | None, since: int | None, as_json: bo
     seen: int | None = None
     async with store.reading() as reader:
         zone_id = None if apex is None else (await zone_row(reader, apex)).id
-        after = await last_id(reader) if since is None or apex is None else await _id_before(reader, apex, since)
+        newest = (await reader.journal_span())[1]
+        after = newest if since is None or apex is None else await _id_before(reader, apex, since)
     while not stopping.is_set():
         generation = await store.generation()  # before reading: what is committed meanwhile shows the next time
         if generation != seen:
@@ -247,7 +247,7 @@ async def _id_before(reader: Reader, apex: bytes, since: int) -> int:
     """The id after which the last steps from serial `since` on are."""
     row = await zone_row(reader, apex)
     if row.serial == since:
-        return await last_id(reader)
+        return (await reader.journal_span())[1]
     found = None
     async for entry in entries(reader, row.id):
         if entry.change.serial_from == since:

@@ -134,6 +134,7 @@ class Server:
             limits=settings.lease,
             metrics=self.metrics,
             on_change=self._changed,
+            on_node=self.fast.node_changed,
         )
         self.transfers = TransferService(
             settings.transfer,

@@ -7,7 +7,7 @@ is no await. While the disk works, the queue fills: the next batch is whatever c
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,11 +19,11 @@ from protocol.name import fold, to_text
 from protocol.serial import is_newer, next_serial
 from server.config import LeaseSettings
 from server.metrics import Metrics
-from server.store.api import Reader, Store, StoreError, Superseded, ZoneRow
+from server.store.api import LeaseMoved, Reader, Store, StoreError, Superseded, ZoneRow
 from server.system import Clock
 from server.zone.draft import Draft, commit_of, publish
 from server.zone.leases import LeaseQueue, lapse
-from server.zone.model import Actor, Change, ZoneCommit
+from server.zone.model import Actor, Change, StoredRR, ZoneCommit
 from server.zone.node import Node, encode_node, node_from_records
 from server.zone.update import LeaseTerms, Update, UpdateError, apply_update, check_prerequisites, granted
 from server.zone.zone import Zone, Zones
@@ -68,6 +68,7 @@ class _Batch:
     changes: dict[bytes, list[Change]] = field(default_factory=dict)
     outcomes: list[tuple[PendingUpdate, Outcome]] = field(default_factory=list)
     lapsed: list[tuple[bytes, bytes]] = field(default_factory=list)
+    at: int = 0
 
 
 class Writer:
@@ -182,9 +183,11 @@ class Writer:
                 try:
                     if commits:
                         await self._store.commit(commits)
-                except Superseded:
+                except Superseded as overtaken:
                     self._put_back(batch)
                     await self.catch_up()
+                    if isinstance(overtaken, LeaseMoved):
+                        await self._read_again(batch.lapsed)
                     continue
             except StoreError as error:
                 self._metrics.store_errors.inc()
@@ -199,8 +202,8 @@ class Writer:
         self._fail(batch, "other writers kept coming first")
 
     def _draft(self, pending: list[PendingUpdate]) -> _Batch:
-        batch = _Batch()
         now = self._clock.lease()
+        batch = _Batch(at=int(now))
         self._lapse(batch, int(now))
         for item in pending:
             zone = self._zones.at(item.apex)
@@ -226,7 +229,6 @@ class Writer:
         by_zone: dict[bytes, list[bytes]] = {}
         for apex, key in due:
             by_zone.setdefault(apex, []).append(key)
-        batch.lapsed = due
         for apex, keys in by_zone.items():
             zone = self._zones.at(apex)
             if zone is not None:
@@ -235,6 +237,7 @@ class Writer:
     def _lapse_names(self, batch: _Batch, zone: Zone, keys: Iterable[bytes], now: int) -> None:
         draft = Draft(self._base(batch, zone))
         for key in keys:
+            batch.lapsed.append((zone.apex, key))
             lapse(draft, key, now)
         self._accept(batch, zone, draft, Actor("lapse"), now)
 
@@ -276,7 +279,7 @@ class Writer:
         commits = []
         for apex, draft in batch.drafts.items():
             zone = self._zones.at(apex)
-            commit = None if zone is None else commit_of(zone, draft, batch.changes[apex])
+            commit = None if zone is None else commit_of(zone, draft, batch.changes[apex], now=batch.at)
             if commit is not None:
                 commits.append(commit)
         return commits
@@ -298,6 +301,24 @@ class Writer:
             self._metrics.batch.observe(len(batch.outcomes))
         for item, outcome in batch.outcomes:
             item.done(outcome)
+
+    async def _read_again(self, names: Iterable[tuple[bytes, bytes]]) -> None:
+        """Another server renewed leases of these, which moves no serial: take over how they stand."""
+        by_zone: dict[bytes, set[bytes]] = {}
+        for apex, key in names:
+            by_zone.setdefault(apex, set()).add(key)
+        async with self._store.reading() as reader:
+            for row in await reader.load_zones():
+                zone, keys = self._zones.at(row.apex), by_zone.get(row.apex)
+                if keys and zone is not None and (zone.id, zone.serial) == (row.id, row.serial):
+                    self._replace(zone, keys, await reader.load_nodes(row.id, keys))
+
+    def _replace(self, zone: Zone, keys: Iterable[bytes], rows: Mapping[bytes, list[StoredRR]]) -> None:
+        for key in keys:
+            node = node_from_records(rows[key]) if key in rows else None
+            zone.replace(key, None if node is None else encode_node(key, node))
+            self._leases.watch(zone.apex, key, node)
+            self._on_node(key)
 
     def _put_back(self, batch: _Batch) -> None:
         """Queue taken lapses again: their commit did not happen."""
@@ -339,10 +360,7 @@ class Writer:
         keys = {fold(rr.owner) for change in changes for rr in (*change.removed, *change.added)}
         rows = await reader.load_nodes(zone.id, keys)
         zone.serial, zone.soa_template, zone.soa_ttl = row.serial, row.soa, row.soa_ttl
-        for key in keys:
-            node = node_from_records(rows[key]) if key in rows else None
-            zone.replace(key, None if node is None else encode_node(key, node))
-            self._leases.watch(zone.apex, key, node)
+        self._replace(zone, keys, rows)
         for change in changes:
             self._on_change(change)
         log.info("followed another process", zone=to_text(zone.apex), serial=zone.serial, changes=len(changes))

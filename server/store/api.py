@@ -25,6 +25,10 @@ class Superseded(StoreError):
         self.zone_id = zone_id
 
 
+class LeaseMoved(Superseded):
+    """Another process renewed what was to lapse: read its names again, then try again."""
+
+
 class ZoneRow(NamedTuple):
     """A zone without its records. `soa` is rdata whose serial field says nothing: `serial` does."""
 
@@ -147,6 +151,10 @@ class Reader(Protocol):
         """Entries with ids above `after`, oldest first: page with the last id."""
         ...
 
+    async def journal_span(self) -> tuple[int, int]:
+        """Ids of the oldest and the newest entry; (0, 0) when there is none."""
+        ...
+
     async def members(self) -> list[MemberRow]:
         """All members by name."""
         ...
@@ -194,6 +202,7 @@ class Store(Reader, Protocol):
     async def commit(self, commits: Sequence[ZoneCommit]) -> None:
         """Write all of it in one transaction, durable on return; `Superseded` and nothing written when a serial moved.
 
+        So too, as `LeaseMoved`, when a row that is to lapse has a later lease by now.
         Cancellation waits until the transaction has ended one way or the other, then goes on.
         """
         ...
@@ -219,6 +228,18 @@ class Store(Reader, Protocol):
 
     async def save_subscriptions(self, node: str, changes: SubscriptionChanges) -> None:
         """Write all of it in one transaction. No other process is told: subscriptions are the node's own affair."""
+        ...
+
+    async def prune(self, *, before: int, keep: int, limit: int) -> int:
+        """Delete the journal's oldest entries, at most `limit`; how many went.
+
+        Those go that were made before `before` (seconds since 1970) and have none but such before them, and those
+        beyond the newest `keep`, counted by ids. What is left of each zone's journal has no gap.
+        """
+        ...
+
+    async def remember(self, name: str, value: str) -> None:
+        """Set a meta value that concerns this store's user alone: no generation moves for PostgreSQL's others."""
         ...
 
     async def close(self) -> None: ...

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from server.store.api import (
     JournalRow,
     KeyRow,
+    LeaseMoved,
     MemberRow,
     StoreError,
     SubscriptionChanges,
@@ -112,6 +113,10 @@ class MemoryReader:
     async def journal(self, *, after: int = 0, zone_id: int | None = None, limit: int = 1000) -> list[JournalRow]:
         rows = [row for row in self._data.journal if row.id > after and zone_id in (None, row.zone_id)]
         return rows[:limit]
+
+    async def journal_span(self) -> tuple[int, int]:
+        journal = self._data.journal
+        return (journal[0].id, journal[-1].id) if journal else (0, 0)
 
     async def members(self) -> list[MemberRow]:
         return sorted(self._data.members.values(), key=lambda row: row.name)
@@ -244,6 +249,21 @@ class MemoryStore(MemoryReader):
             there.topics.pop(place, None)
         there.marks.update(changes.marks)
 
+    async def prune(self, *, before: int, keep: int, limit: int) -> int:
+        journal = self._data.journal
+        newest = (await self.journal_span())[1]
+        count = 0
+        while count < min(limit, len(journal)):
+            row = journal[count]
+            if row.change.at >= before and row.id > newest - keep:
+                break
+            count += 1
+        del journal[:count]
+        return count
+
+    async def remember(self, name: str, value: str) -> None:
+        self._data.meta[name] = value
+
     async def close(self) -> None:
         """Nothing to let go of: the data stays for siblings."""
 
@@ -251,18 +271,19 @@ class MemoryStore(MemoryReader):
 def _apply(data: _Data, commits: Sequence[ZoneCommit]) -> None:
     """Check every serial, then write: nothing fails halfway."""
     for commit in commits:
-        if commit.serial_from != commit.serial_to or commit.deletes or commit.puts or commit.soa:
-            zone = data.zones.get(commit.zone_id)
-            if zone is None or zone.serial != commit.serial_from:
-                raise Superseded(commit.zone_id)
-    for commit in commits:
         zone = data.zones.get(commit.zone_id)
-        if zone is None:
-            continue  # leases of a zone that is gone
+        if zone is None or zone.serial != commit.serial_from:
+            raise Superseded(commit.zone_id)
+        for key, ends in commit.lapses:
+            leased = data.records[zone.id].get(key)
+            if leased is None or leased.expires_at is None or leased.expires_at > ends:
+                raise LeaseMoved(commit.zone_id)
+    for commit in commits:
+        zone = data.zones[commit.zone_id]
         soa, soa_ttl = commit.soa or (zone.soa, zone.soa_ttl)
         data.zones[zone.id] = zone._replace(serial=commit.serial_to, soa=soa, soa_ttl=soa_ttl)
         rows = data.records[zone.id]
-        for key in commit.deletes:
+        for key in (*commit.deletes, *(key for key, _ in commit.lapses)):
             rows.pop(key, None)
         for key, row in commit.puts:
             rows[key] = row

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Executable, bindparam, select, text
+from sqlalchemy import Executable, bindparam, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.name import fold
@@ -102,6 +102,12 @@ class SqlReader:
         change = schema.change.c
         wanted = [change.id > after] if zone_id is None else [change.id > after, change.zone_id == zone_id]
         return await self._journal(*wanted, limit=limit)
+
+    async def journal_span(self) -> tuple[int, int]:
+        change = schema.change.c
+        ends = (select(end(change.id)).scalar_subquery() for end in (func.min, func.max))  # each by the index alone
+        first, last = (await self._rows(select(*ends)))[0]
+        return first or 0, last or 0
 
     async def _journal(self, *wanted: Any, limit: int | None = None) -> list[JournalRow]:
         change, zone = schema.change.c, schema.zone.c

@@ -153,6 +153,14 @@ class SqlStore:
             async with self._writing(counted=False) as transaction:
                 await transaction.touch_keys(used)
 
+    async def prune(self, *, before: int, keep: int, limit: int) -> int:
+        async with self._writing(counted=False) as transaction:
+            return await transaction.prune(before=before, keep=keep, limit=limit)
+
+    async def remember(self, name: str, value: str) -> None:
+        async with self._writing(counted=False) as transaction:
+            await transaction.set_meta(name, value)
+
     @asynccontextmanager
     async def _writing(self, *, counted: bool) -> AsyncIterator[SqlTransaction]:
         async with self._lock:
@@ -228,6 +236,10 @@ class SqlStore:
     async def journal(self, *, after: int = 0, zone_id: int | None = None, limit: int = 1000) -> list[JournalRow]:
         async with self.reading() as reader:
             return await reader.journal(after=after, zone_id=zone_id, limit=limit)
+
+    async def journal_span(self) -> tuple[int, int]:
+        async with self.reading() as reader:
+            return await reader.journal_span()
 
     async def members(self) -> list[MemberRow]:
         async with self.reading() as reader:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.store import schema
-from server.store.api import KeyRow, StoreError, Superseded
+from server.store.api import KeyRow, LeaseMoved, StoreError, Superseded
 from server.store.packing import order_key, pack_rrs, stored_rdata_key
 from server.store.reading import SqlReader
 from server.store.sealing import Sealer
@@ -33,22 +33,37 @@ class Statement:
         assert list(compiled.positiontup) == list(names), (compiled.positiontup, names)
         self.text = str(compiled)
 
-    async def run(self, connection: AsyncConnection, rows: Rows) -> int:
-        """Execute for one row or many; the number of rows it met, for one."""
+    async def run(self, connection: AsyncConnection, rows: Rows) -> None:
+        """Execute for one row or many."""
         parameters: Any = rows[0] if len(rows) == 1 else list(rows)
-        return (await connection.exec_driver_sql(self.text, parameters)).rowcount
+        await connection.exec_driver_sql(self.text, parameters)
 
 
 class Step(NamedTuple):
-    """One statement of a commit. With `zone_id` it must meet its row, else that zone was superseded."""
+    """One statement of a commit. With `zone_id` it must meet every row, else that zone was superseded.
+
+    `is_query`: it changes nothing, what it meets is what it returns.
+    """
 
     statement: Statement
     rows: Rows
     zone_id: int | None = None
+    superseded: type[Superseded] = Superseded
+    is_query: bool = False
 
     def check(self, met: int) -> None:
-        if self.zone_id is not None and met != 1:
-            raise Superseded(self.zone_id)
+        if self.zone_id is not None and met != len(self.rows):
+            raise self.superseded(self.zone_id)
+
+    async def run(self, connection: AsyncConnection) -> None:
+        if self.zone_id is None:
+            await self.statement.run(connection, self.rows)
+            return
+        met = 0  # row by row: a driver that is given many says nothing of how many it met
+        for row in self.rows:
+            done = await connection.exec_driver_sql(self.statement.text, row)
+            met += len(done.all()) if self.is_query else done.rowcount
+        self.check(met)
 
 
 class Statements:
@@ -63,6 +78,13 @@ class Statements:
             .where(zone.c.id == bindparam("zone"), zone.c.serial == bindparam("serial_from")),
             dialect,
             ("serial_to", "zone", "serial_from"),
+        )
+        self.hold_serial = Statement(
+            select(zone.c.id)
+            .where(zone.c.id == bindparam("zone"), zone.c.serial == bindparam("serial_from"))
+            .with_for_update(read=True),
+            dialect,
+            ("zone", "serial_from"),
         )
         self.set_soa = Statement(
             update(zone)
@@ -79,6 +101,9 @@ class Statements:
         )
         row_names = ("zone", "owner_bytes", "type", "rdata_bytes")
         self.delete = Statement(delete(record).where(*row), dialect, row_names)
+        self.lapse = Statement(
+            delete(record).where(*row, record.c.expires_at <= bindparam("at")), dialect, (*row_names, "at")
+        )
         self.lease = Statement(
             update(record).values(expires_at=bindparam("at")).where(*row), dialect, ("at", *row_names)
         )
@@ -105,9 +130,15 @@ class Statements:
         """What to execute for `commits`: serials first, so that who lost the race has written nothing yet."""
         steps: list[Step] = []
         for commit in commits:
-            if commit.serial_from != commit.serial_to or commit.deletes or commit.puts or commit.soa:
+            if commit.serial_from != commit.serial_to:
                 move = (commit.serial_to, commit.zone_id, commit.serial_from)
                 steps.append(Step(self.move_serial, [move], commit.zone_id))
+            else:
+                held = (commit.zone_id, commit.serial_from)
+                steps.append(Step(self.hold_serial, [held], commit.zone_id, is_query=True))
+            if commit.lapses:
+                gone = [(*_key(commit.zone_id, row), at) for row, at in commit.lapses]
+                steps.append(Step(self.lapse, gone, commit.zone_id, LeaseMoved))
             if commit.soa is not None:
                 steps.append(Step(self.set_soa, [(*commit.soa, commit.zone_id)]))
         deletes = [_key(commit.zone_id, row) for commit in commits for row in commit.deletes]
@@ -143,7 +174,9 @@ def run_on_sqlite(connection: sqlite3.Connection, steps: Sequence[Step]) -> None
     connection.execute("BEGIN IMMEDIATE")
     try:
         for step in steps:
-            if len(step.rows) == 1:
+            if step.is_query:
+                met = len(connection.execute(step.statement.text, step.rows[0]).fetchall())
+            elif len(step.rows) == 1:
                 met = connection.execute(step.statement.text, step.rows[0]).rowcount
             else:
                 met = connection.executemany(step.statement.text, step.rows).rowcount
@@ -166,7 +199,7 @@ class SqlTransaction(SqlReader):
 
     async def run(self, steps: Sequence[Step]) -> None:
         for step in steps:
-            step.check(await step.statement.run(self._connection, step.rows))
+            await step.run(self._connection)
 
     async def add_zone(
         self, apex: bytes, *, kind: str, member_id: int | None, serial: int, soa: bytes, soa_ttl: int
@@ -211,6 +244,18 @@ class SqlTransaction(SqlReader):
         meta = schema.meta
         await self._connection.execute(delete(meta).where(meta.c.name == name))
         await self._connection.execute(insert(meta).values(name=name, value=value))
+
+    async def prune(self, *, before: int, keep: int, limit: int) -> int:
+        change = schema.change.c
+        newest = (await self.journal_span())[1]
+        last = count = 0
+        for row in await self._rows(select(change.id, change.at).order_by(change.id).limit(limit)):
+            if row.at >= before and row.id > newest - keep:
+                break
+            last, count = row.id, count + 1
+        if count:
+            await self._connection.execute(delete(schema.change).where(change.id <= last))
+        return count
 
     async def touch_keys(self, used: Mapping[bytes, int]) -> None:
         await self._statements.touch.run(self._connection, [(at, name, at) for name, at in used.items()])

@@ -109,12 +109,13 @@ class Draft:
 class Differences:
     """Removed and added RRs, and records whose lease alone moved, found by comparing touched nodes with the base."""
 
-    __slots__ = ("added", "deletes", "leases", "puts", "removed", "serial_changed", "soa_changed")
+    __slots__ = ("added", "deletes", "leased", "leases", "puts", "removed", "serial_changed", "soa_changed")
 
     def __init__(self, draft: Draft) -> None:
         self.removed: list[RR] = []
         self.added: list[RR] = []
         self.deletes: list[RowKey] = []
+        self.leased: list[tuple[RowKey, int]] = []  # those of `deletes` that had a lease, and its end
         self.puts: list[tuple[RowKey, StoredRR]] = []
         self.leases: list[tuple[RowKey, int | None]] = []
         base = draft.base
@@ -144,11 +145,13 @@ class Differences:
                 continue
             old_rows = _rows(old_set)
             new_rows = _rows(new_set)
-            for rdata_key, (ttl, rdata, _) in old_rows.items():
+            for rdata_key, (ttl, rdata, at) in old_rows.items():
                 if rdata_key not in new_rows:
                     assert old is not None
                     self.removed.append(RR(old.owner, rtype, ttl, rdata))
                     self.deletes.append(RowKey(key, rtype, rdata_key))
+                    if at:
+                        self.leased.append((self.deletes[-1], at))
             for rdata_key, (ttl, rdata, at) in new_rows.items():
                 assert new is not None
                 was = old_rows.get(rdata_key)
@@ -173,20 +176,23 @@ def _rows(rrset: RRset | None) -> dict[bytes, tuple[int, bytes, int]]:
     }
 
 
-def commit_of(zone: Zone, batch: Draft, changes: list[Change]) -> ZoneCommit | None:
-    """The net effect of a batch on its zone; None when it has none."""
+def commit_of(zone: Zone, batch: Draft, changes: list[Change], *, now: int = 0) -> ZoneCommit | None:
+    """The net effect of a batch on its zone; None when it has none. What goes with a lease ended at `now` lapses."""
     net = batch.differences()
     if not changes and not net.is_anything:
         return None
+    lapses = tuple((row, at) for row, at in net.leased if at <= now)
+    lapsed = {row for row, _ in lapses}
     return ZoneCommit(
         zone.id,
         zone.serial,
         batch.serial,
-        tuple(net.deletes),
+        tuple(row for row in net.deletes if row not in lapsed) if lapsed else tuple(net.deletes),
         tuple(net.puts),
         tuple(net.leases),
         tuple(changes),
         (soa_with_serial(batch.soa_template, 0), batch.soa_ttl) if net.soa_changed else None,
+        lapses,
     )
 
 

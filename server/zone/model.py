@@ -64,8 +64,9 @@ class RowKey(NamedTuple):
 class ZoneCommit:
     """The net effect of a batch on one zone, and the journal entries that tell it step by step.
 
-    Lists are disjoint by row: a row is deleted, or put (inserted or replaced whole), or only its lease moves.
-    `serial_from` is compared and set with `serial_to` in the same transaction; equal when only leases move.
+    Lists are disjoint by row: a row is deleted, or put (inserted or replaced whole), or only its lease moves, or it
+    lapses: it goes if its lease ends no later than given, else nothing of the commit is done, for another server has
+    renewed it. `serial_from` is compared and set with `serial_to` in the same transaction; equal when only leases move.
     `soa` is the new SOA (rdata without regard to its serial field, TTL) when it changed.
     """
 
@@ -77,3 +78,4 @@ class ZoneCommit:
     leases: tuple[tuple[RowKey, int | None], ...]
     changes: tuple[Change, ...]
     soa: tuple[bytes, int] | None = None
+    lapses: tuple[tuple[RowKey, int], ...] = ()

@@ -11,6 +11,7 @@ from protocol.tsig import MD5, SHA256, Key
 from server.store import reading
 from server.store.api import (
     KeyRow,
+    LeaseMoved,
     Store,
     StoreError,
     SubscriptionChanges,
@@ -80,6 +81,64 @@ async def test_a_superseded_serial_rolls_back_every_zone_of_the_batch(store: Sto
     assert await all_records(store, first) == []
     assert [row.serial for row in await store.load_zones()] == [1, 2]
     assert len(await store.journal()) == 1
+
+
+async def test_what_is_to_lapse_lapses_unless_another_renewed_it(opener: Opener) -> None:
+    """The lease, not the serial, is compared: a renewal moves no serial, and is never lost to a lapse."""
+    one, two = await opener(), await opener()
+    zone_id = await add_zone(one)
+    await one.commit([commit_of(zone_id, 1, (MAC, NAS))])
+    gone = replace(commit_of(zone_id, 2), lapses=((row_key(MAC), 5000),))
+    await two.commit([ZoneCommit(zone_id, 2, 2, (), (), ((row_key(MAC), 9000),), ())])
+    with pytest.raises(LeaseMoved) as caught:
+        await one.commit([gone])
+    assert caught.value.zone_id == zone_id
+    with pytest.raises(LeaseMoved):
+        await one.commit([replace(gone, lapses=((row_key(NAS), 5000),))])  # permanent
+    assert await all_records(one, zone_id) == [MAC._replace(expires_at=9000), NAS]
+    assert len(await one.journal()) == 1
+    await one.commit([replace(gone, lapses=((row_key(MAC), 9000),))])
+    assert await all_records(two, zone_id) == [NAS]
+
+
+async def test_leases_move_only_at_the_serial_they_were_read_at(opener: Opener) -> None:
+    """Else a renewal that comes after another process's deletion would be acknowledged and be nothing."""
+    one, two = await opener(), await opener()
+    zone_id = await add_zone(one)
+    await one.commit([commit_of(zone_id, 1, (MAC,))])
+    await two.commit([commit_of(zone_id, 2, (), (MAC,))])
+    with pytest.raises(Superseded):
+        await one.commit([ZoneCommit(zone_id, 2, 2, (), (), ((row_key(MAC), 9000),), ())])
+
+
+async def test_the_journal_is_pruned_from_its_oldest_end_by_age_and_size(store: Store) -> None:
+    first = await add_zone(store)
+    second = await add_zone(store, from_text("other.example."))
+    assert await store.journal_span() == (0, 0)
+    for serial in range(1, 11):  # made at 1001, 1001, 1002, 1002, ...
+        await store.commit([commit_of(first, serial)])
+        await store.commit([commit_of(second, serial)])
+    low, high = await store.journal_span()
+    assert await store.prune(before=0, keep=100, limit=100) == 0
+    assert await store.prune(before=1003, keep=100, limit=3) == 3, "in bounded steps"
+    assert await store.prune(before=1003, keep=100, limit=3) == 1
+    assert await store.prune(before=0, keep=6, limit=100) == 10
+    assert await store.journal_span() == (high - 5, high)
+    assert low < high
+    for zone_id in (first, second):
+        assert await store.changes_since(zone_id, 7) is None
+        assert [change.serial_from for change in await store.changes_since(zone_id, 8) or ()] == [8, 9, 10]
+    assert await store.prune(before=2000, keep=6, limit=100) == 6
+    assert (await store.journal_span(), await store.changes_since(first, 11)) == ((0, 0), [])
+    await store.commit([commit_of(first, 11)])
+    assert (await store.journal_span())[0] > high, "ids only grow"
+
+
+async def test_what_is_remembered_is_found_again(opener: Opener) -> None:
+    one, two = await opener(), await opener()
+    await one.remember("position", "7")
+    await one.remember("position", "8")
+    assert await two.meta("position") == "8"
 
 
 async def test_a_removed_zone_is_superseded_and_leaves_nothing(store: Store) -> None:

@@ -26,7 +26,7 @@ from server.metrics import Metrics
 from server.peer import Peer
 from server.reply import Reply
 from server.request import Authenticated
-from server.store.api import StoreError, Superseded, ZoneRow
+from server.store.api import LeaseMoved, StoreError, Superseded, ZoneRow
 from server.writer import Writer
 from server.zone.leases import LeaseQueue
 from server.zone.model import RR, Change, RowKey, StoredRR, ZoneCommit
@@ -319,16 +319,21 @@ class TableStore:
             row = self.zones.get(commit.zone_id)
             if row is None or row.serial != commit.serial_from:
                 raise Superseded(commit.zone_id)
+            for key, at in commit.lapses:
+                found = self.rows[commit.zone_id][key].expires_at
+                if found is None or found > at:
+                    raise LeaseMoved(commit.zone_id)
         for commit in commits:
             self._apply(commit)
         self.commits.extend(commits)
 
     def _apply(self, commit: ZoneCommit) -> None:
         rows = self.rows[commit.zone_id]
-        touched = [*commit.deletes, *(key for key, _ in commit.puts), *(key for key, _ in commit.leases)]
+        lapses = [key for key, _ in commit.lapses]
+        touched = [*commit.deletes, *lapses, *(key for key, _ in commit.puts), *(key for key, _ in commit.leases)]
         assert len(touched) == len(set(touched)), "a row stands twice in one commit"
         assert touched or commit.changes, "a commit of nothing"
-        for key in commit.deletes:
+        for key in (*commit.deletes, *lapses):
             del rows[key]
         for key, record in commit.puts:
             assert key == RowKey(fold(record.owner), record.rtype, canonical(record.rtype, record.rdata))

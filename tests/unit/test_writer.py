@@ -275,7 +275,7 @@ def test_a_crowd_lapses_in_bounded_commits() -> None:
         await asyncio.sleep(11)
 
     core = scenario(play, lambda: many_leased(2 * MAX_LAPSES + 1))
-    assert [len(commit.deletes) for commit in core.store.commits] == [MAX_LAPSES, MAX_LAPSES, 1]
+    assert [len(commit.lapses) for commit in core.store.commits] == [MAX_LAPSES, MAX_LAPSES, 1]
     assert not core.zone.nodes
 
 
@@ -534,3 +534,27 @@ def test_what_is_loaded_after_a_restart_is_what_was_answered_before() -> None:
 
     work: Coroutine[Any, Any, None] = run()
     simloop.run(work)
+
+
+def test_what_another_server_renewed_does_not_lapse() -> None:
+    """A renewal through another server moves no serial: ours hears of it when it would let the record lapse."""
+
+    async def play(core: Core) -> None:
+        outcomes: list[Outcome] = []
+        for host in ("one", "two"):
+            core.writer.submit(pending(outcomes.append, a(host), lease=1800))
+        await asyncio.sleep(100)
+        key = next(row for row in core.store.rows[core.zone.id] if row.owner_key == fold(name("one.members.example.")))
+        core.store.rows[core.zone.id][key] = core.store.rows[core.zone.id][key]._replace(expires_at=T0 + 5000)
+        await asyncio.sleep(1701)
+        assert [change.actor.kind for change in core.changes][-1] == "lapse"
+        assert core.query("one.members.example.").rcode == Rcode.NOERROR
+        assert core.query("two.members.example.").rcode == Rcode.NXDOMAIN
+        await asyncio.sleep(4999 - 1801)
+        assert core.query("one.members.example.").rcode == Rcode.NOERROR
+        await asyncio.sleep(2)
+        assert core.query("one.members.example.").rcode == Rcode.NXDOMAIN
+
+    core = scenario(play)
+    gone = [change.removed[1].owner for change in core.changes if change.actor.kind == "lapse"]
+    assert gone == [name("two.members.example."), name("one.members.example.")]
