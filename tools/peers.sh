@@ -16,6 +16,7 @@ need knotd knot
 need nsd nsd
 need ip iproute2
 need nft nftables
+[ -n "$(find /usr/lib/postgresql -name initdb -print -quit 2>/dev/null)" ] || missing="$missing postgresql"
 # The gateway loads this one into its own process.
 [ -n "$(find /usr/lib /usr/local/lib -name 'libnftables.so.1' -print -quit 2>/dev/null)" ] || missing="$missing libnftables1"
 [ -z "$missing" ] && exit 0

@@ -1,7 +1,6 @@
-"""Stores under the one contract: SQLite and memory always, PostgreSQL where HOMING_TEST_PG holds a database URL."""
+"""Stores under the one contract: SQLite, memory, and PostgreSQL, which is started for the run."""
 
-import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,18 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from server.store.api import Store
 from server.store.memory import MemoryStore
 from server.store.sql import SqlStore, parse_url
+from tests.support.postgres import start_postgres
 
 Opener = Callable[[], Awaitable[Store]]
 """Opens the same data once more, as another process would."""
 
-BACKENDS = ["sqlite", "memory", *(["postgresql"] if "HOMING_TEST_PG" in os.environ else [])]
+BACKENDS = ["sqlite", "memory", "postgresql"]
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    with start_postgres() as url:
+        yield url
 
 
 async def _empty_postgresql(url: str) -> None:
@@ -38,12 +44,12 @@ async def opener(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         elif request.param == "sqlite":
             store = await SqlStore.open(f"sqlite:///{tmp_path}/homing.db")
         else:
-            store = await SqlStore.open(os.environ["HOMING_TEST_PG"], tmp_path / "master.key")
+            store = await SqlStore.open(request.getfixturevalue("postgres"), tmp_path / "master.key")
         opened.append(store)
         return store
 
     if request.param == "postgresql":
-        await _empty_postgresql(os.environ["HOMING_TEST_PG"])
+        await _empty_postgresql(request.getfixturevalue("postgres"))
     yield open_store
     for store in opened:
         await store.close()
