@@ -1,4 +1,4 @@
-"""Two servers on one PostgreSQL database: what one is told the other serves, and no lease ends while either renews it."""
+"""Two servers on one PostgreSQL database: what one is told both serve; no lease ends while either renews it."""
 
 import struct
 import time
