@@ -33,7 +33,7 @@ from client_stub.identity import (
 from client_stub.interfaces import default_gateway, mac_of, primary_address
 from client_stub.llq_client import LlqClient, LlqSettings, StateChanged
 from client_stub.nat import NatDriver
-from client_stub.natpmp_client import NatKind, NatSettings, NatState, is_rfc1918
+from client_stub.natpmp_client import NatKind, NatSettings, NatState
 from client_stub.probe import Endpoint, Prober, ProbeSettings, ReachabilityChanged, SendTo
 from client_stub.publisher import Publisher, PublisherSettings
 from client_stub.resolver import Resolver, Service
@@ -42,6 +42,7 @@ from client_stub.tunnels import Tunnel, TunnelChanged, TunnelState, TunnelTable,
 from client_stub.updates import Effect as RegistrarEffect
 from client_stub.updates import Failed, Published, Registrar, RegistrarSettings, Registration, Withdrawn
 from client_stub.watcher import Watcher, WatcherSettings
+from protocol.addresses import is_rfc1918
 from protocol.constants import type_text
 from protocol.message import Question
 from protocol.name import from_text, to_text

@@ -12,9 +12,10 @@ import random
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 from typing import Final
 
+from protocol.addresses import is_behind_a_nat
 from protocol.errors import DecodeError
 from protocol.natpmp import (
     NO_ADDRESS,
@@ -30,17 +31,7 @@ from protocol.natpmp import (
     decode_response,
 )
 
-# Addresses that are never a host's place on the Internet: RFC 1918, shared space of carrier NATs, link-local.
-_BEHIND_ANOTHER_NAT: Final = tuple(
-    IPv4Network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16")
-)
-_RFC1918: Final = _BEHIND_ANOTHER_NAT[:3]
 DELETE_TRIES: Final = 3  # a lapse follows anyway (RFC 6886 §3.4)
-
-
-def is_rfc1918(address: IPv4Address) -> bool:
-    """Whether a host with this primary address looks for a NAT at all (RFC 6886 §3.1)."""
-    return any(address in network for network in _RFC1918)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,7 +291,7 @@ class NatPmpClient:
         self._lapse_at = now + response.lifetime
         self._renew_at = now + response.lifetime / 2
         self._next_step(now)
-        if any(self._address in network for network in _BEHIND_ANOTHER_NAT):
+        if is_behind_a_nat(self._address):
             reason = "the gateway's external address is itself private"
             self._become(NatState(NatKind.NAT_BEHIND_NAT, self._address, self._port, reason))
         else:

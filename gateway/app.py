@@ -17,12 +17,14 @@ from typing import assert_never
 
 import structlog
 
-from .announcer import Announcer
+from protocol.addresses import is_behind_a_nat
+
 from .backend.base import Backend
 from .backend.choice import backend_for
 from .config import Endpoint, GatewayConfig
 from .errors import InstallRefusedError, StartError, StoreError
-from .listener import Listener
+from .interfaces import Addresses, InterfaceWatch
+from .lan import LanSide
 from .mappings import (
     AddressChanged,
     Answer,
@@ -44,6 +46,7 @@ from .pcp import MappingUpdates, PcpFrontEnd, PcpTicket, Requester
 from .ratelimit import RateLimit
 from .state import Saved, StateFile
 from .system import System
+from .wan import CommandWatch, pick
 
 CLOCK_CHECK_SECONDS = 60.0
 """How often the wall clock is compared with the monotonic one; a step makes the times in the state file wrong."""
@@ -100,10 +103,11 @@ class Gateway:
         self.counters: Counter[str] = Counter()
         self._log = structlog.get_logger(__name__)
         self._rate_limit = RateLimit(config.natpmp.requests_per_second)
-        self._announcer = Announcer()
         self._updates = MappingUpdates()
         self._pcp: PcpFrontEnd | None = None
-        self._listeners: list[Listener] = []
+        self._lan = LanSide(config, self._receive, self.counters)
+        self._interfaces: InterfaceWatch | None = None
+        self._command: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gateway-state")
         self._state: StateFile | None = None
         self._worker: asyncio.Task[None] | None = None
@@ -154,11 +158,7 @@ class Gateway:
         """
         if self._worker is None:
             raise RuntimeError("the gateway is not running")
-        text = None if address is None else str(IPv4Address(address))
-        if text is not None:
-            self._backend.check_address(text)
-        self._table.set_external_address(text, now=self._system.monotonic())
-        self._add_statics()
+        self._move_to(None if address is None else str(IPv4Address(address)))
         settled = asyncio.get_running_loop().create_future()
         self._settled.append(settled)
         self._wake.set()
@@ -167,7 +167,7 @@ class Gateway:
     @property
     def natpmp_addresses(self) -> list[Endpoint]:
         """Where requests are answered, with the ports that were taken for port 0."""
-        return [listener.endpoint for listener in self._listeners]
+        return self._lan.endpoints
 
     @property
     def external_address(self) -> str | None:
@@ -195,29 +195,36 @@ class Gateway:
         saved = await loop.run_in_executor(self._thread, lambda: state.load(now=now, unix=unix))
         if saved.damaged is not None:
             self._log.warning("state file was damaged, mappings lost", moved_to=str(saved.damaged))
-        for number, endpoint in enumerate(config.natpmp.listen):
-            self._listeners.append(Listener(endpoint, self._receiver(number), self.counters))
-        own_ports = frozenset({*(endpoint.port for endpoint in self.natpmp_addresses), config.natpmp.announce_to.port})
+        self._interfaces = InterfaceWatch(self._interfaces_changed)
+        addresses = self._interfaces.read()
+        self._lan.bind(addresses)
+        own_ports = frozenset(
+            {*(endpoint.port for endpoint in self.natpmp_addresses), config.natpmp.announce_to.port, config.lan.port}
+        )
         self._table = MappingTable(config.limits.table_limits(own_ports), epoch=saved.epoch or 0.0, now=now)
         self._natpmp = NatPmpFrontEnd(self._table)
         if config.pcp.enabled:
-            own = frozenset(endpoint.host for endpoint in self.natpmp_addresses)
+            own = self._lan.addresses
             self._pcp = PcpFrontEnd(self._table, third_party=config.pcp.third_party, own_addresses=own)
             # Its epoch begins with each start, so clients are told of each, an external address or not.
-            self._announcer.restart(now=now)
+            self._lan.announce(now=now)
         await self._backend.start()
-        self._take_over(saved, now)
+        self._take_over(saved, addresses, now)
         # The epoch's base has to be in the file before a client can learn an epoch from it.
         self._must_save = True
         await self._settle()
         if self._must_save:
             raise StartError(f"state file {config.state.file} cannot be written")
-        for listener in self._listeners:
-            listener.open()
+        self._lan.open()
+        self._interfaces.start()
+        external = config.external
+        if external.command:
+            watch = CommandWatch(external.command, external.command_seconds, self._address_found)
+            self._command = loop.create_task(watch.run(), name="external address command")
         self._worker = loop.create_task(self._run(), name="gateway")
         self._worker.add_done_callback(self._worker_ended)
 
-    def _take_over(self, saved: Saved, now: float) -> None:
+    def _take_over(self, saved: Saved, addresses: Addresses, now: float) -> None:
         """Enter the configured mappings, then the saved ones, then the address that they are all installed on.
 
         What cannot be taken over although it had not lapsed is a loss of state: the epoch begins anew.
@@ -228,17 +235,29 @@ class Gateway:
             self._unsaved[mapping.key] = None
         if any(mapping.expires_at is not None and mapping.expires_at > now for mapping in rejected):
             self._table.reset_epoch(now=now)
-        address = self._config.external.address
-        if address is not None:
+        external = self._config.external.address
+        interface = self._config.followed_interface
+        if external is not None:
             try:
-                self._backend.check_address(str(address))
+                self._backend.check_address(str(external))
             except InstallRefusedError as refusal:
-                raise StartError(f"external address {address}: {refusal}") from None
-            self._table.set_external_address(str(address), now=now)
+                raise StartError(f"external address {external}: {refusal}") from None
+            self._table.set_external_address(str(external), now=now)
+        elif interface is not None:
+            self._address_found(pick(addresses, interface, None))
+            if self._table.external_address is None:
+                self._log.warning("no external address yet", interface=interface)
 
     async def _close(self) -> None:
-        for listener in self._listeners:
-            listener.close()
+        if self._command is not None:
+            self._command.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._command
+            self._command = None
+        if self._interfaces is not None:
+            self._interfaces.stop()
+            self._interfaces = None
+        self._lan.close()
         await self._backend.stop()
         if self._state is not None:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._state.close)
@@ -247,24 +266,47 @@ class Gateway:
         for settled in self._settled:
             settled.cancel()
 
+    # -- interfaces and the external address -----------------------------------------------------------------------
+
+    def _interfaces_changed(self, addresses: Addresses) -> None:
+        self._lan.update(addresses, now=self._system.monotonic())
+        interface = self._config.followed_interface
+        if interface is not None:
+            self._address_found(pick(addresses, interface, self._table.external_address))
+        self._wake.set()
+
+    def _address_found(self, address: str | None) -> None:
+        """Move to what a source told. An address that the back end cannot use is none."""
+        if address == self._table.external_address:
+            return
+        try:
+            self._move_to(address)
+        except InstallRefusedError as refusal:
+            self._log.warning("external address cannot be used", address=address, reason=str(refusal))
+            self._move_to(None)
+
+    def _move_to(self, address: str | None) -> None:
+        if address is not None:
+            self._backend.check_address(address)
+        self._table.set_external_address(address, now=self._system.monotonic())
+        self._add_statics()
+        self._wake.set()
+
     # -- the worker ------------------------------------------------------------------------------------------------
 
-    def _receiver(self, number: int) -> Callable[[bytes, str, int], None]:
-        def receive(datagram: bytes, host: str, port: int) -> None:
-            now = self._system.monotonic()
-            if not self._rate_limit.admits(host, now=now):
-                self.counters["over rate"] += 1
-                return
-            # The first octet is the version; NAT-PMP has 0, and with PCP on all others are PCP's to answer or refuse.
-            is_natpmp = datagram[:1] in (b"", b"\0")
-            front_end = self._natpmp if self._pcp is None or is_natpmp else self._pcp
-            reply = front_end.receive(datagram, Peer(number, host, port), draw=self._system.draw(), now=now)
-            if reply is not None:
-                self._listeners[number].send(reply, (host, port))
-            else:
-                self._wake.set()
-
-        return receive
+    def _receive(self, number: int, datagram: bytes, host: str, port: int) -> None:
+        now = self._system.monotonic()
+        if not self._rate_limit.admits(host, now=now):
+            self.counters["over rate"] += 1
+            return
+        # The first octet is the version; NAT-PMP has 0, and with PCP on all others are PCP's to answer or refuse.
+        is_natpmp = datagram[:1] in (b"", b"\0")
+        front_end = self._natpmp if self._pcp is None or is_natpmp else self._pcp
+        reply = front_end.receive(datagram, Peer(number, host, port), draw=self._system.draw(), now=now)
+        if reply is not None:
+            self._lan.send(number, reply, (host, port))
+        else:
+            self._wake.set()
 
     async def _run(self) -> None:
         """Carry out effects whenever there are some, and deadlines when they come."""
@@ -299,15 +341,13 @@ class Gateway:
                     future.set_result(None)
         if now >= self._clock_check_at:
             await self._check_clocks(now)
-        self._announcer.handle_deadline(now=self._system.monotonic())
-        if self._announcer.take_due():
-            self._announce()
+        self._announce()
         self._send_updates()
 
     def _seconds_to_deadline(self) -> float:
         deadlines = (
             self._table.next_deadline(),
-            self._announcer.next_deadline(),
+            self._lan.next_announcement(),
             self._updates.next_deadline(),
             self._retry_at,
             self._clock_check_at,
@@ -334,10 +374,10 @@ class Gateway:
                         self._updates.end(mapping.key)
                     case AddressChanged(address):
                         events.append(AddressEvent(address))
-                        self._announcer.restart(now=self._system.monotonic())
+                        self._lan.announce(now=self._system.monotonic())
                     case EpochReset():
                         self._must_save = True
-                        self._announcer.restart(now=self._system.monotonic())
+                        self._lan.announce(now=self._system.monotonic())
                     case Moved(mapping, _, requester):
                         assert isinstance(requester, Requester)
                         self._updates.begin(mapping.key, requester, now=self._system.monotonic())
@@ -376,17 +416,20 @@ class Gateway:
         now = self._system.monotonic()
         epoch = self._table.strict_epoch(now) if isinstance(ticket, PcpTicket) else self._table.epoch(now)
         datagram = ticket.reply(answer, epoch)
-        self._listeners[ticket.peer.listener].send(datagram, (ticket.peer.host, ticket.peer.port))
+        self._lan.send(ticket.peer.listener, datagram, (ticket.peer.host, ticket.peer.port))
 
     def _announce(self) -> None:
-        self.counters["announcements"] += 1
         now = self._system.monotonic()
+        numbers = self._lan.take_announcements(now=now)
+        if not numbers:
+            return
+        self.counters["announcements"] += 1
         datagrams = [self._natpmp.address_datagram(now=now)]
         if self._pcp is not None:
             datagrams.append(self._pcp.announcement(now=now))
-        for listener in self._listeners:
+        for number in numbers:
             for datagram in datagrams:
-                listener.send(datagram, self._config.natpmp.announce_to)
+                self._lan.send(number, datagram, self._config.natpmp.announce_to)
 
     def _send_updates(self) -> None:
         """Tell PCP clients one by one where their mappings moved to."""
@@ -397,7 +440,7 @@ class Gateway:
             if mapping is not None and address is not None:
                 self.counters["mapping updates"] += 1
                 datagram = requester.update(mapping, address, epoch=self._table.strict_epoch(now), now=now)
-                self._listeners[requester.peer.listener].send(datagram, (requester.peer.host, requester.peer.port))
+                self._lan.send(requester.peer.listener, datagram, (requester.peer.host, requester.peer.port))
 
     def _add_statics(self) -> None:
         """Enter the configured mappings that are not there: at the start, or because an address had no room for one."""
@@ -477,5 +520,7 @@ class Gateway:
                 )
             case AddressEvent(address):
                 self._log.info("external address changed", address=address)
+                if address is not None and is_behind_a_nat(IPv4Address(address)):
+                    self._log.warning("NAT behind NAT: nobody outside reaches mappings", address=address)
         if self._on_event is not None:
             self._on_event(event)

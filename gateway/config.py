@@ -5,10 +5,12 @@ backend = "relay"  # or "nftables", which needs its section
 wan_interface = "eth0"
 [natpmp]
 listen = ["192.168.1.1:5351"]
+[lan]
+interfaces = ["br-lan"]  # instead of listen, or beside it
 [pcp]
 third_party = false
 [external]
-address = "203.0.113.7"
+interface = "eth0"  # or address = "203.0.113.7", or command = ["..."]
 [state]
 file = "/var/lib/homing/gateway.sqlite"
 [[static]]
@@ -24,6 +26,8 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from protocol.natpmp import GATEWAY_PORT
 
 from .mappings import BARRED_PORTS, Limits
 
@@ -64,7 +68,7 @@ class _Section(BaseModel):
 class NatPmpSection(_Section):
     """`[natpmp]`: where to answer."""
 
-    listen: Annotated[tuple[ListenEndpoint, ...], Field(min_length=1)]
+    listen: tuple[ListenEndpoint, ...] = ()
     """Internal addresses, each with a socket of its own; never 0.0.0.0 (RFC 6886 §3). Port 0 takes a free one."""
     announce_to: FullEndpoint = Endpoint("224.0.0.1", 5350)
     """RFC 6886 §3.2.1."""
@@ -79,6 +83,17 @@ class NatPmpSection(_Section):
         return self
 
 
+InterfaceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:@-]{1,15}$")]
+
+
+class LanSection(_Section):
+    """`[lan]`: internal interfaces, whose addresses are followed as they come and go."""
+
+    interfaces: tuple[InterfaceName, ...] = ()
+    port: Port = GATEWAY_PORT
+    """Of NAT-PMP and PCP on those addresses."""
+
+
 class PcpSection(_Section):
     """`[pcp]`: the protocol that shares its port with NAT-PMP (RFC 6887)."""
 
@@ -89,10 +104,26 @@ class PcpSection(_Section):
 
 
 class ExternalSection(_Section):
-    """`[external]`: the address that mappings are on."""
+    """`[external]`: the address that mappings are on, from one source.
+
+    Without any, the nftables back end follows its outer interface, and the relay has none until
+    `Gateway.set_external_address` is told one.
+    """
 
     address: IPv4Address | None = None
-    """None until `Gateway.set_external_address` is told one."""
+    """An address that never changes."""
+    interface: InterfaceName | None = None
+    """The outer interface, whose address is followed."""
+    command: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """A program and its arguments; it prints the address, or nothing while there is none."""
+    command_seconds: Annotated[int, Field(ge=1, le=86400)] = 60
+    """Wait between two runs of the command."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.address is not None) + (self.interface is not None) + bool(self.command) > 1:
+            raise ValueError("name one of address, interface and command")
+        return self
 
 
 class LimitsSection(_Section):
@@ -133,9 +164,6 @@ class LimitsSection(_Section):
         )
 
 
-InterfaceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:@-]{1,15}$")]
-
-
 class NftablesSection(_Section):
     """`[nftables]`: the back end of a Linux router."""
 
@@ -171,7 +199,8 @@ class GatewayConfig(_Section):
 
     backend: Literal["relay", "nftables"] = "relay"
     nftables: NftablesSection | None = None
-    natpmp: NatPmpSection
+    natpmp: NatPmpSection = NatPmpSection()
+    lan: LanSection = LanSection()
     pcp: PcpSection = PcpSection()
     external: ExternalSection = ExternalSection()
     limits: LimitsSection = LimitsSection()
@@ -183,3 +212,23 @@ class GatewayConfig(_Section):
         if (self.backend == "nftables") != (self.nftables is not None):
             raise ValueError('backend = "nftables" and the section [nftables] go together')
         return self
+
+    @model_validator(mode="after")
+    def _has_an_inside(self) -> Self:
+        if not self.natpmp.listen and not self.lan.interfaces:
+            raise ValueError("name the inside: addresses in [natpmp] listen, or interfaces in [lan]")
+        if self.external_interface in self.lan.interfaces:
+            raise ValueError(f"{self.external_interface} is the external interface, it cannot be in [lan] as well")
+        return self
+
+    @property
+    def external_interface(self) -> str | None:
+        """The outer interface, where that is known: nothing is ever answered there."""
+        if self.external.interface is not None:
+            return self.external.interface
+        return None if self.nftables is None else self.nftables.wan_interface
+
+    @property
+    def followed_interface(self) -> str | None:
+        """The interface that the external address is read from, None if it comes from elsewhere."""
+        return None if self.external.address is not None or self.external.command else self.external_interface

@@ -7,9 +7,6 @@ and RFC 6887 §8.2 forbid to answer that, so each datagram's interface and desti
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
-import fcntl
 import socket
 import struct
 from collections import Counter
@@ -24,11 +21,7 @@ MAX_DATAGRAM = 2048
 """A request has 12 octets (PCP: 1100 at most). More is cut off, so no echo is longer than this."""
 RECEIVE_BUFFER_OCTETS = 1024 * 1024
 
-_SIOCGIFCONF = 0x8912
 _IP_PKTINFO = 8  # linux/in.h; Python 3.11 has no name for it
-_IFREQ_OCTETS = 40 if struct.calcsize("P") == 8 else 32
-_IFREQ_LIMIT = 1024
-_LOOPBACK_NAME = "lo"
 _PKTINFO = struct.Struct("=I4s4s")
 
 
@@ -51,10 +44,13 @@ class Listener:
         except OSError as error:
             self._socket.close()
             raise StartError(f"NAT-PMP on {endpoint}: {error.strerror}") from None
+        self.asked = endpoint
+        """As it was asked for, with a port 0 still in it."""
         host, port = self._socket.getsockname()
         self.endpoint = Endpoint(host, port)
         self._destination = socket.inet_aton(host)
-        self._interfaces = _interfaces_of(self._socket, host)
+        self.interfaces: frozenset[int] = frozenset()
+        """Indices of the interfaces by which requests may come. Addresses move, so this is kept up to date."""
 
     def open(self) -> None:
         """Begin to hear."""
@@ -89,26 +85,5 @@ class Listener:
         for level, kind, content in ancillary:
             if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
                 interface, _, destination = _PKTINFO.unpack_from(content)
-                return destination == self._destination and interface in self._interfaces
+                return destination == self._destination and interface in self.interfaces
         return False
-
-
-def _interfaces_of(sock: socket.socket, host: str) -> frozenset[int]:
-    """Indices of the interface with this address, and of loopback, where the gateway host's own requests come in."""
-    names = {_LOOPBACK_NAME}
-    buffer = bytearray(_IFREQ_OCTETS * _IFREQ_LIMIT)
-    # struct ifconf is a length and a pointer to room for that many octets.
-    array = (ctypes.c_char * len(buffer)).from_buffer(buffer)
-    ifconf = bytearray(struct.pack("@iP", len(buffer), ctypes.addressof(array)))
-    fcntl.ioctl(sock.fileno(), _SIOCGIFCONF, ifconf)
-    (used, _) = struct.unpack("@iP", ifconf)
-    address = socket.inet_aton(host)
-    for at in range(0, used, _IFREQ_OCTETS):
-        if buffer[at + 20 : at + 24] == address:
-            # An alias is called eth0:1; the interface is the part before the colon.
-            names.add(bytes(buffer[at : at + 16]).split(b"\0")[0].decode(errors="replace").partition(":")[0])
-    indices = set()
-    for name in names:
-        with contextlib.suppress(OSError):
-            indices.add(socket.if_nametoindex(name))
-    return frozenset(indices)

@@ -9,6 +9,7 @@ IPv6 firewall, so FILTER, PEER and IPv6 addresses are refused.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Set
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import assert_never
@@ -127,9 +128,9 @@ class PcpFrontEnd:
     """Reads requests and puts them to the table. `counters` counts datagrams by what they were."""
 
     def __init__(
-        self, table: MappingTable, *, third_party: bool = False, own_addresses: frozenset[str] = frozenset()
+        self, table: MappingTable, *, third_party: bool = False, own_addresses: Set[str] = frozenset()
     ) -> None:
-        """`own_addresses` are the gateway's, which no third party is allowed to be."""
+        """`own_addresses` are the gateway's, which no third party is allowed to be; they may change."""
         self._table = table
         self._third_party = third_party
         self._own_addresses = own_addresses

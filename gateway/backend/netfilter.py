@@ -13,18 +13,16 @@ from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from typing import Final, NamedTuple
 
+from gateway import netlink
+
 NETLINK_NETFILTER: Final = 12
 _SOL_NETLINK: Final = 270
 _NETLINK_ADD_MEMBERSHIP: Final = 1
 _GROUP_NFTABLES: Final = 7
 _EVENT_BUFFER_OCTETS: Final = 1 << 20
 
-_NLMSG_ERROR: Final = 2
-_NLMSG_DONE: Final = 3
-_REQUEST: Final = 0x001
 _ACK: Final = 0x004
 _CREATE: Final = 0x400
-_DUMP: Final = 0x300
 
 _GET_GENERATION: Final = 10 << 8 | 16
 _GENERATION_ID: Final = 1
@@ -54,11 +52,7 @@ _TUPLE_IP: Final = 1
 _TUPLE_PROTOCOL: Final = 2
 _PROTOCOL_NUMBER: Final = 1
 _FILTER_PROTOCOL_NUMBER: Final = 1 << 3
-_NESTED: Final = 0x8000
-_TYPE_MASK: Final = 0x3FFF
 
-_HEADER: Final = struct.Struct("=IHHII")
-_ATTRIBUTE: Final = struct.Struct("=HH")
 _WAIT_SECONDS: Final = 2.0
 _FILTERED_DUMPS: Final = 8
 """Up to this many patterns the kernel looks through its table for each one; above it everything is read once."""
@@ -121,8 +115,8 @@ class Netfilter:
 
     def generation(self) -> int:
         """The number that every committed change of any table raises by one. Raises `NetfilterError`."""
-        for _, attributes in self._ask(_GET_GENERATION, socket.AF_UNSPEC, _REQUEST, b""):
-            for kind, value in _attributes(attributes):
+        for _, attributes in self._ask(_GET_GENERATION, socket.AF_UNSPEC, netlink.REQUEST, b""):
+            for kind, value in netlink.attributes(attributes):
                 if kind == _GENERATION_ID:
                     return int.from_bytes(value, "big")
         raise NetfilterError(errno.EPROTO, "the kernel gave no ruleset generation")
@@ -138,25 +132,29 @@ class Netfilter:
         first = self._sequence + 1
         begin = nftables
         if generation is not None:
-            begin += _attribute(_BATCH_GENERATION, struct.pack(">I", generation))
-        parts = [self._message(_BATCH_BEGIN, _REQUEST, begin)]
+            begin += netlink.attribute(_BATCH_GENERATION, struct.pack(">I", generation))
+        parts = [self._message(_BATCH_BEGIN, netlink.REQUEST, begin)]
         for change in changes:
-            element = _attribute(_NESTED | _ELEMENT_KEY, _attribute(_DATA_VALUE, change.key))
+            element = netlink.attribute(netlink.NESTED | _ELEMENT_KEY, netlink.attribute(_DATA_VALUE, change.key))
             if change.data:
-                element += _attribute(_NESTED | _ELEMENT_DATA, _attribute(_DATA_VALUE, change.data))
-            body = family + _attribute(_ELEMENTS_TABLE, table.encode("ascii") + b"\0")
-            body += _attribute(_ELEMENTS_SET, change.set_name.encode("ascii") + b"\0")
-            body += _attribute(_NESTED | _ELEMENTS_LIST, _attribute(_NESTED | _LIST_ELEMENT, element))
+                element += netlink.attribute(
+                    netlink.NESTED | _ELEMENT_DATA, netlink.attribute(_DATA_VALUE, change.data)
+                )
+            body = family + netlink.attribute(_ELEMENTS_TABLE, table.encode("ascii") + b"\0")
+            body += netlink.attribute(_ELEMENTS_SET, change.set_name.encode("ascii") + b"\0")
+            body += netlink.attribute(
+                netlink.NESTED | _ELEMENTS_LIST, netlink.attribute(netlink.NESTED | _LIST_ELEMENT, element)
+            )
             kind = _DELETE_ELEMENT if change.is_deletion else _NEW_ELEMENT
-            parts.append(self._message(kind, _REQUEST | _ACK | (0 if change.is_deletion else _CREATE), body))
+            parts.append(self._message(kind, netlink.REQUEST | _ACK | (0 if change.is_deletion else _CREATE), body))
         last = self._sequence
-        parts.append(self._message(_BATCH_END, _REQUEST, nftables))
+        parts.append(self._message(_BATCH_END, netlink.REQUEST, nftables))
         self._socket.send(b"".join(parts))
         # A batch that is refused as a whole has one answer, to its first message and ahead of all others.
         failure = 0
         while True:
-            for sequence, answer, content in _messages(self._socket.recv(1 << 17)):
-                if answer != _NLMSG_ERROR or not first <= sequence <= last:
+            for sequence, answer, content in netlink.messages(self._socket.recv(1 << 17)):
+                if answer != netlink.ERROR or not first <= sequence <= last:
                     continue
                 code = -struct.unpack_from("=i", content)[0]
                 failure = failure or code
@@ -179,7 +177,7 @@ class Netfilter:
         dropped = 0
         for entry in found:
             try:
-                list(self._ask(_CONNTRACK_DELETE, socket.AF_INET, _REQUEST | _ACK, entry))
+                list(self._ask(_CONNTRACK_DELETE, socket.AF_INET, netlink.REQUEST | _ACK, entry))
                 dropped += 1
             except NetfilterError as error:
                 if error.errno != errno.ENOENT:
@@ -188,35 +186,35 @@ class Netfilter:
 
     def _find(self, criteria: bytes, wanted: set[Pattern]) -> Iterator[bytes]:
         """What names each matching entry in a deletion. A kernel that ignores the criteria gives more to look at."""
-        for _, body in self._ask(_CONNTRACK_GET, socket.AF_INET, _REQUEST | _DUMP, criteria):
-            attributes = dict(_attributes(body))
+        for _, body in self._ask(_CONNTRACK_GET, socket.AF_INET, netlink.REQUEST | netlink.DUMP, criteria):
+            attributes = dict(netlink.attributes(body))
             if any(not wanted.isdisjoint(_ends(way, attributes.get(way, b""))) for way in Way):
-                name = _attribute(_NESTED | _TUPLE_ORIGINAL, attributes[_TUPLE_ORIGINAL])
+                name = netlink.attribute(netlink.NESTED | _TUPLE_ORIGINAL, attributes[_TUPLE_ORIGINAL])
                 for kind in (_CONNTRACK_ID, _ZONE):
                     if kind in attributes:
-                        name += _attribute(kind, attributes[kind])
+                        name += netlink.attribute(kind, attributes[kind])
                 yield name
 
     def _message(self, kind: int, flags: int, payload: bytes) -> bytes:
         self._sequence = (self._sequence + 1) % 0x7FFFFFFF
-        return _HEADER.pack(_HEADER.size + len(payload), kind, flags, self._sequence, 0) + payload
+        return netlink.HEADER.pack(netlink.HEADER.size + len(payload), kind, flags, self._sequence, 0) + payload
 
     def _ask(self, kind: int, family: int, flags: int, body: bytes) -> Iterator[tuple[int, bytes]]:
         """Send a request and give the answers, each as kind and attributes."""
         self._socket.send(self._message(kind, flags, struct.pack(">BBH", family, 0, 0) + body))
         while True:
-            for sequence, answer, content in _messages(self._socket.recv(1 << 17)):
+            for sequence, answer, content in netlink.messages(self._socket.recv(1 << 17)):
                 if sequence != self._sequence:
                     continue  # the rest of a dump that was given up
-                if answer == _NLMSG_DONE:
+                if answer == netlink.DONE:
                     return
-                if answer == _NLMSG_ERROR:
+                if answer == netlink.ERROR:
                     code = -struct.unpack_from("=i", content)[0]
                     if code:
                         raise NetfilterError(code, os.strerror(code))
                     return
                 yield answer, content[4:]
-                if not flags & (_DUMP | _ACK):
+                if not flags & (netlink.DUMP | _ACK):
                     return
 
 
@@ -254,47 +252,24 @@ class RulesetEvents:
                 changed = True  # events were lost
 
 
-def _messages(datagram: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Sequence number, kind and content of each message."""
-    at = 0
-    while at + _HEADER.size <= len(datagram):
-        length, kind, _, sequence, _ = _HEADER.unpack_from(datagram, at)
-        if length < _HEADER.size:
-            return
-        yield sequence, kind, datagram[at + _HEADER.size : at + length]
-        at += (length + 3) & ~3
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + b"\0" * (-len(value) % 4)
-
-
-def _attributes(octets: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at + _ATTRIBUTE.size <= len(octets):
-        length, kind = _ATTRIBUTE.unpack_from(octets, at)
-        if length < _ATTRIBUTE.size:
-            return
-        yield kind & _TYPE_MASK, octets[at + _ATTRIBUTE.size : at + length]
-        at += (length + 3) & ~3
-
-
 def _filter(pattern: Pattern) -> bytes:
     """The pattern for a dump: the endpoint as a partial tuple, and which parts of the tuple count (Linux 5.8)."""
-    address = _attribute(_NESTED | _TUPLE_IP, _attribute(pattern.end, socket.inet_aton(pattern.address)))
-    protocol = _attribute(_PROTOCOL_NUMBER, bytes([pattern.transport]))
-    protocol += _attribute(pattern.end + 1, struct.pack(">H", pattern.port))
-    count = _FILTER_PROTOCOL_NUMBER | 1 << (pattern.end - 1) | 1 << (pattern.end + 3)
-    return _attribute(_NESTED | pattern.way, address + _attribute(_NESTED | _TUPLE_PROTOCOL, protocol)) + _attribute(
-        _NESTED | _FILTER, _attribute(pattern.way, struct.pack("=I", count))
+    address = netlink.attribute(
+        netlink.NESTED | _TUPLE_IP, netlink.attribute(pattern.end, socket.inet_aton(pattern.address))
     )
+    protocol = netlink.attribute(_PROTOCOL_NUMBER, bytes([pattern.transport]))
+    protocol += netlink.attribute(pattern.end + 1, struct.pack(">H", pattern.port))
+    count = _FILTER_PROTOCOL_NUMBER | 1 << (pattern.end - 1) | 1 << (pattern.end + 3)
+    return netlink.attribute(
+        netlink.NESTED | pattern.way, address + netlink.attribute(netlink.NESTED | _TUPLE_PROTOCOL, protocol)
+    ) + netlink.attribute(netlink.NESTED | _FILTER, netlink.attribute(pattern.way, struct.pack("=I", count)))
 
 
 def _ends(way: Way, octets: bytes) -> set[Pattern]:
     """Both endpoints of a tuple as patterns; empty for what has no ports."""
-    parts = dict(_attributes(octets))
-    addresses = dict(_attributes(parts.get(_TUPLE_IP, b"")))
-    protocol = dict(_attributes(parts.get(_TUPLE_PROTOCOL, b"")))
+    parts = dict(netlink.attributes(octets))
+    addresses = dict(netlink.attributes(parts.get(_TUPLE_IP, b"")))
+    protocol = dict(netlink.attributes(parts.get(_TUPLE_PROTOCOL, b"")))
     number = protocol.get(_PROTOCOL_NUMBER, b"\0")[0]
     return {
         Pattern(way, end, number, socket.inet_ntoa(addresses[end]), int.from_bytes(protocol[end + 1], "big"))

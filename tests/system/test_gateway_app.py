@@ -7,7 +7,7 @@ import contextlib
 import socket
 import sqlite3
 import struct
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,8 @@ import pytest
 import uvloop
 
 from gateway.app import AddressEvent, Event, Gateway, MappingEvent
-from gateway.config import Endpoint, GatewayConfig
+from gateway.config import Endpoint
 from gateway.errors import InstallRefusedError, StartError
-from gateway.system import System
 from protocol import pcp
 from protocol.natpmp import (
     AddressRequest,
@@ -29,74 +28,19 @@ from protocol.natpmp import (
     Response,
     decode_response,
 )
-
-EXTERNAL, SECOND_EXTERNAL = "127.77.0.1", "127.77.0.2"
-HOST_A, HOST_B = "127.0.0.11", "127.0.0.12"
-WAIT = 5.0
-
-
-def free_port(host: str, kind: int = socket.SOCK_DGRAM) -> int:
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def config(directory: Path, **changes: Any) -> GatewayConfig:
-    sections: dict[str, Any] = {
-        "natpmp": {"listen": ["127.0.0.1:0"], "announce_to": f"224.0.0.1:{free_port('0.0.0.0')}"},
-        "external": {"address": EXTERNAL},
-        "state": {"file": directory / "gateway.sqlite"},
-    }
-    return GatewayConfig.model_validate(sections | changes)
-
-
-class ManualTime(System):
-    """Both clocks stand where they are put; draws are fixed."""
-
-    def __init__(self) -> None:
-        self.elapsed = 0.0
-        self.stepped = 0.0
-
-    def monotonic(self) -> float:
-        return super().monotonic() + self.elapsed
-
-    def unix(self) -> float:
-        return super().unix() + self.elapsed + self.stepped
-
-
-@contextlib.asynccontextmanager
-async def running(
-    settings: GatewayConfig, events: list[Event] | None = None, system: System | None = None
-) -> AsyncIterator[Gateway]:
-    gateway = Gateway(settings, on_event=None if events is None else events.append, system=system)
-    await gateway.start()
-    try:
-        yield gateway
-    finally:
-        await gateway.stop()
-
-
-@contextlib.contextmanager
-def udp(host: str, port: int = 0) -> Any:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.setblocking(False)
-        sock.bind((host, port))
-        yield sock
-
-
-async def hear(sock: socket.socket) -> tuple[bytes, tuple[str, int]]:
-    """Receive one datagram. uvloop has no sock_recvfrom, so this works on readiness alone."""
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    loop.add_reader(sock, readable.set)
-    try:
-        async with asyncio.timeout(WAIT):
-            await readable.wait()
-    finally:
-        loop.remove_reader(sock)
-    datagram, peer = sock.recvfrom(65535)
-    return datagram, peer
+from tests.support.gateways import (
+    EXTERNAL,
+    HOST_A,
+    HOST_B,
+    SECOND_EXTERNAL,
+    WAIT,
+    ManualTime,
+    config,
+    free_port,
+    hear,
+    running,
+    udp,
+)
 
 
 async def ask(gateway: Gateway, request: AddressRequest | MapRequest, host: str = HOST_A) -> Response:

@@ -15,10 +15,9 @@ import uvloop
 from gateway.backend.relay import Relay, RelayLimits
 from gateway.errors import InstallRefusedError
 from gateway.mappings import Install, Key, Mapping, Origin, Transport
+from tests.support.gateways import EXTERNAL, HOST_A, WAIT, hear, udp, until
 
-EXTERNAL = "127.77.0.1"
-INSIDE = "127.0.0.11"
-WAIT = 5.0
+INSIDE = HOST_A
 
 
 @contextlib.asynccontextmanager
@@ -41,34 +40,6 @@ def install(relay: Relay, transport: Transport, inner_port: int, number: int = 1
     mapping = Mapping(key=key, external_port=port, origin=Origin.NATPMP, expires_at=1e9)
     relay.install(Install(number, mapping, address))
     return port
-
-
-@contextlib.contextmanager
-def udp(host: str) -> Any:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.setblocking(False)
-        sock.bind((host, 0))
-        yield sock
-
-
-async def hear(sock: socket.socket) -> tuple[bytes, tuple[str, int]]:
-    """Receive one datagram. uvloop has no sock_recvfrom, so this works on readiness alone."""
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    loop.add_reader(sock, readable.set)
-    try:
-        async with asyncio.timeout(WAIT):
-            await readable.wait()
-    finally:
-        loop.remove_reader(sock)
-    datagram, peer = sock.recvfrom(65535)
-    return datagram, peer
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(WAIT):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_an_idle_flow_ends_and_a_used_one_does_not() -> None:

@@ -14,19 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from gateway.app import Gateway
 from gateway.backend.libnftables import Nftables, NftablesError
 from gateway.backend.nftables import CLAIM_SECONDS, NftablesBackend, NftablesOptions
 from gateway.config import GatewayConfig
 from gateway.errors import InstallRefusedError, StartError
 from gateway.mappings import Transport
+from tests.support.gateways import running, until
 from tests.support.namespaces import (
     LAN_HOST,
     LAN_LINK,
     LAN_OTHER,
     LAN_ROUTER,
     PORT,
-    WAIT,
     WAN_HOST,
     WAN_LINK,
     WAN_ROUTER,
@@ -66,12 +65,6 @@ def elements(network: Network, name: str) -> int:
 
 def tables(network: Network) -> list[str]:
     return sorted(network.nft("list", "tables").splitlines())
-
-
-async def until(condition: object, seconds: float = WAIT) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # type: ignore[operator]
-            await asyncio.sleep(0.02)
 
 
 @pytest.mark.rfc("6886", "3.3")
@@ -409,16 +402,6 @@ def test_libnftables_says_what_is_wrong(network: Network) -> None:
 
 
 # -- the whole gateway -------------------------------------------------------------------------------------------------
-
-
-@contextlib.asynccontextmanager
-async def running(config: GatewayConfig) -> AsyncIterator[Gateway]:
-    gateway = Gateway(config)
-    await gateway.start()
-    try:
-        yield gateway
-    finally:
-        await gateway.stop()
 
 
 async def test_a_mapping_through_the_gateway_lapses_and_survives_a_restart(network: Network, tmp_path: Path) -> None:

@@ -77,7 +77,6 @@ def test_everything() -> None:
         (SMALLEST.replace("192.168.1.1:", "[::1]:"), "listen"),
         (SMALLEST.replace(":5351", ""), "listen"),
         (SMALLEST.replace("5351", "65536"), "listen"),
-        (SMALLEST.replace('["192.168.1.1:5351"]', "[]"), "listen"),
         ('[natpmp]\nlisten = ["192.168.1.1:5351"]\n', "state"),
     ],
 )
@@ -85,3 +84,28 @@ def test_problems_name_their_key(text: str, key: str) -> None:
     with pytest.raises(ValidationError) as caught:
         read(text)
     assert any(key in error["loc"] for error in caught.value.errors())
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (SMALLEST.replace('["192.168.1.1:5351"]', "[]"), "name the inside"),
+        (
+            '[lan]\ninterfaces = ["eth0"]\n[external]\ninterface = "eth0"\n[state]\nfile = "/s"\n',
+            "eth0 is the external",
+        ),
+    ],
+)
+def test_problems_of_the_whole(text: str, problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        read(text)
+
+
+def test_where_the_external_address_comes_from() -> None:
+    nftables = 'backend = "nftables"\n[nftables]\nwan_interface = "ppp0"\n' + SMALLEST
+    assert read(SMALLEST).followed_interface is None
+    assert read(nftables).followed_interface == "ppp0"
+    assert read(nftables + '[external]\ninterface = "eth1"\n').followed_interface == "eth1"
+    assert read(nftables + '[external]\naddress = "203.0.113.7"\n').followed_interface is None
+    assert read(nftables + '[external]\ncommand = ["/bin/wan"]\n').followed_interface is None
+    assert read(nftables + '[external]\ncommand = ["/bin/wan"]\n').external_interface == "ppp0"
