@@ -108,7 +108,9 @@ def test_missing_and_wrong_keys_in_lists_of_tables(tmp_path: Path) -> None:
         "[static][0].external_port: is missing",
         "[static][0].external_prot: unknown key, did you mean 'external_port'?",
     ]
-    assert sorted(problems(write(tmp_path, ""), GatewayConfig)) == ["[natpmp]: is missing", "[state]: is missing"]
+    assert problems(write(tmp_path, ""), GatewayConfig) == ["[state]: is missing"]
+    (outside_only,) = problems(write(tmp_path, "[state]\nfile = 'state'"), GatewayConfig)
+    assert outside_only == "(whole file): name the inside: addresses in [natpmp] listen, or interfaces in [lan]"
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
