@@ -110,6 +110,8 @@ def _problem(model: type[BaseModel], file: Path, sources: Mapping[_Location, str
 
 def _place(model: type[BaseModel], location: _Location, is_table: bool) -> str:
     """`[table.below].key[2]`; a bare `key` at the top of the file."""
+    if not location:
+        return "(whole file)"
     tables = 0
     while tables < len(location) and _section(model, location[: tables + 1]) and isinstance(location[tables], str):
         tables += 1
@@ -118,7 +120,7 @@ def _place(model: type[BaseModel], location: _Location, is_table: bool) -> str:
     text = f"[{'.'.join(map(str, location[:tables]))}]" if tables else ""
     for part in location[tables:]:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text or "(whole file)"
+    return text
 
 
 def _reason(model: type[BaseModel], location: _Location, detail: ErrorDetails) -> str:
