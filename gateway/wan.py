@@ -87,31 +87,44 @@ class CommandWatch:
             self._on_address(address)
 
 
+class _Output(asyncio.SubprocessProtocol):
+    """Gathers what a process prints, up to a bound; `done` is set when it has ended and nobody can print any more."""
+
+    def __init__(self) -> None:
+        self.output = b""
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.exited = asyncio.Event()
+
+    def process_exited(self) -> None:
+        self.exited.set()
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        self.output += data
+        if len(self.output) > OUTPUT_OCTETS and not self.done.done():
+            self.done.set_exception(CommandFailed(f"it prints more than {OUTPUT_OCTETS} octets"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+
 async def run_bounded(command: tuple[str, ...]) -> bytes:
     """What a command prints, if it succeeds in time. Raises `CommandFailed` or OSError."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        start_new_session=True,
+    transport, protocol = await asyncio.get_running_loop().subprocess_exec(
+        _Output, *command, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL, start_new_session=True
     )
-    assert process.stdout is not None
     try:
         async with asyncio.timeout(COMMAND_SECONDS):
-            output = b""
-            while len(output) <= OUTPUT_OCTETS and (piece := await process.stdout.read(OUTPUT_OCTETS + 1)):
-                output += piece
-            if len(output) > OUTPUT_OCTETS:
-                raise CommandFailed(f"it prints more than {OUTPUT_OCTETS} octets")
-            code = await process.wait()
+            await protocol.done
     except TimeoutError:
         raise CommandFailed(f"it takes more than {COMMAND_SECONDS:g} s") from None
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+        # All that it started goes with it, be it only that somebody holds the output open.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(transport.get_pid(), signal.SIGKILL)
+        await protocol.exited.wait()
+        transport.close()
+    code = transport.get_returncode()
     if code:
         raise CommandFailed(f"exit status {code}")
-    return output
+    return protocol.output
