@@ -29,7 +29,7 @@ from homing.journal import (
 from homing.options import Config
 from homing.rdata_text import rdata_text, type_name
 from homing.running import SIGNALS, OperationError
-from homing.zone_import import zone_row
+from homing.zone_import import changeable_row, zone_row
 from protocol.name import fold, from_text, is_at_or_below, to_text
 from server.members import read_service
 from server.store.api import Reader, Store
@@ -165,14 +165,14 @@ def undo(
 
     async def work(store: Store) -> tuple[int, int]:
         async with store.reading() as reader:
-            row = await zone_row(reader, apex)
+            row = await changeable_row(reader, apex)
             shown = await plan_undo(reader, row, await find_step(reader, row, serial), now=common._now())
         for line in shown.lines:
             typer.echo(line)
         if not yes:
             _confirm()
         async with store.transaction() as transaction:
-            row = await zone_row(transaction, apex)  # others may have gone on while this one was looked at
+            row = await changeable_row(transaction, apex)  # others may have gone on while this one was looked at
             agreed = await plan_undo(transaction, row, shown.entry, now=common._now())
             if agreed.lines != shown.lines:
                 raise ValueError("the zone changed meanwhile: look again")

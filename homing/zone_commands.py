@@ -17,7 +17,17 @@ from homing.config_file import ConfigError
 from homing.master_file import record_text
 from homing.options import Config
 from homing.running import OperationError
-from homing.zone_import import SAMPLE_LINES, Difference, Problems, ZoneFile, compare, kept_rrsets, write, zone_row
+from homing.zone_import import (
+    SAMPLE_LINES,
+    Difference,
+    Problems,
+    ZoneFile,
+    changeable_row,
+    compare,
+    kept_rrsets,
+    write,
+    zone_row,
+)
 from protocol.constants import Type
 from protocol.name import fold, from_text, to_text
 from protocol.rdata import soa_with_serial
@@ -214,7 +224,7 @@ async def _comparison(store: Store, found: ZoneFile, apex: bytes, file: str) -> 
     problems = Problems()
     with _progress("comparing", None, "names") as advance:
         async with store.reading() as reader:
-            row = await zone_row(reader, apex)
+            row = await changeable_row(reader, apex)
             kept = await kept_rrsets(reader, row, await read_service(reader))
             difference = await compare(found, reader, row, kept, problems, now=common._now(), advance=advance)
     try:

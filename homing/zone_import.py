@@ -23,6 +23,7 @@ from protocol.name import fold, to_text
 from protocol.rdata import canonical, soa_serial, soa_with_serial
 from protocol.serial import is_newer, next_serial
 from server import kdf
+from server.catalog import CATALOG
 from server.discovery import domain_records, service_records
 from server.members import Service
 from server.store.api import Reader, Transaction, ZoneRow
@@ -498,4 +499,12 @@ async def zone_row(reader: Reader, apex: bytes) -> ZoneRow:
     if found is None:
         known = ", ".join(to_text(row.apex) for row in rows[:5])
         raise ValueError(f"there is no zone {to_text(apex)} in the database (there is {known or 'none'})")
+    return found
+
+
+async def changeable_row(reader: Reader, apex: bytes) -> ZoneRow:
+    """The same for those who mean to change it; `ValueError` for the catalog, too."""
+    found = await zone_row(reader, apex)
+    if found.kind == CATALOG:
+        raise ValueError(f"{to_text(apex)} is the catalog, which the server makes from its zones")
     return found

@@ -10,8 +10,9 @@ from typing import Any, Final
 
 import structlog
 
-from protocol.name import to_text
+from protocol.name import from_text, to_text
 from protocol.tsig import MD5
+from server.catalog import ensure_catalog
 from server.config import ServerSettings, split_host_port
 from server.dispatch import Dispatcher
 from server.fastpath import FastPath
@@ -19,6 +20,7 @@ from server.keyring import Keyring, Principal
 from server.members import ensure_service_zone
 from server.metrics import Metrics, serve_metrics
 from server.peer import Peer
+from server.pruning import prune_journal
 from server.push.service import PushService
 from server.service_settings import service_of
 from server.store.api import Store, StoreError
@@ -182,6 +184,10 @@ class Server:
         self._spawn("writer", self.writer.run())
         self._spawn("follow", self._follow(generation))
         self._spawn("key use", self._write_key_use())
+        self._spawn(
+            "pruning",
+            prune_journal(self.store, settings.journal, clock=self.clock, metrics=self.metrics, pause=self._pause),
+        )
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.get_running_loop().create_task(self._root(name, work), name=name))
@@ -308,7 +314,10 @@ class Server:
         """The service zone, its name server and every discovery name, as the listeners now are."""
         service = service_of(self.settings, self.port, self.tls_port)
         try:
-            await ensure_service_zone(self.store, service, now=int(self.clock.lease()))
+            now = int(self.clock.lease())
+            await ensure_service_zone(self.store, service, now=now)
+            catalog = self.settings.transfer.catalog
+            await ensure_catalog(self.store, None if catalog is None else from_text(catalog), now=now)
         except (StoreError, ValueError) as error:
             raise StartError(str(error)) from None
 

@@ -23,14 +23,17 @@ _NOT_FOR_MEMBERS: Final = frozenset(
 def may_read(principal: Principal | None, zone: Zone, key: bytes, rtype: int) -> None:
     """Raise unless the question may be answered: a private zone opens only its SOA, NS and discovery names.
 
-    `key` is the folded owner name asked for (RFC 6281 §7.2; discovery must work without a key).
+    `key` is the folded owner name asked for (RFC 6281 §7.2; discovery must work without a key). A catalog is for
+    secondaries, who transfer it (RFC 9432 §6).
     """
-    if not zone.is_private:
+    if zone.is_open:
         return
-    if principal is not None and (principal.is_admin or principal.member_id == zone.member_id):
+    if principal is not None and (principal.is_admin or (zone.is_private and principal.member_id == zone.member_id)):
         return
     if key == zone.apex and rtype in (Type.SOA, Type.NS):
         return
+    if zone.is_catalog:
+        raise Refusal(Rcode.REFUSED, f"{to_text(zone.apex)} is a catalog, which is transferred", ede=Ede.PROHIBITED)
     if is_discovery_name(key, zone.apex) or key in (b"\x04_udp" + zone.apex, b"\x04_tcp" + zone.apex):
         return  # the two labels above discovery names too: resolvers that minimise names ask for them (RFC 9156)
     raise Refusal(Rcode.REFUSED, f"{to_text(zone.apex)} is private: sign with one of its keys", ede=Ede.PROHIBITED)
@@ -63,6 +66,8 @@ def may_update(principal: Principal | None, zone: Zone, update: Update, *, lease
     """
     if principal is None:
         raise Refusal(Rcode.REFUSED, "updates must be signed", ede=Ede.PROHIBITED)
+    if zone.is_catalog:
+        raise Refusal(Rcode.REFUSED, f"{to_text(zone.apex)} is kept by the server", ede=Ede.PROHIBITED)
     if principal.is_admin:
         return principal
     domain = principal.domain

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from protocol.name import fold, from_text, to_text
+from protocol.name import fold, from_text, is_at_or_below, to_text
 
 
 def _host_port(text: str) -> str:
@@ -122,6 +122,8 @@ class TransferRules(_Section):
     allow_addresses: list[Network] = []
     """Addresses and networks that need no key."""
     also_notify: list[HostPort] = []
+    xot_only: bool = False
+    """By TLS 1.3 alone (RFC 9103), whoever asks."""
 
 
 class ZoneTransferRules(TransferRules):
@@ -133,6 +135,8 @@ class TransferSettings(TransferRules):
 
     notify_key: Domain | None = None
     """Key that signs each NOTIFY; unsigned when not set."""
+    catalog: Domain | None = None
+    """Name of a catalog zone of the public zones (RFC 9432); none when not set."""
     zones: list[ZoneTransferRules] = []
     """Rules in place of those above for single zones. A private member's still goes to nobody but its own keys."""
 
@@ -149,6 +153,13 @@ class TransferSettings(TransferRules):
             if fold(from_text(rules.name)) == apex:
                 return rules
         return TransferRules() if is_private else self
+
+
+class JournalSettings(_Section):
+    """How much of the change journal is kept: what is older or more goes, oldest first. 0 is no bound."""
+
+    keep_days: float = Field(default=365.0, ge=0, le=36_500)
+    keep_changes: int = Field(default=1_000_000, ge=0)
 
 
 class MembersSettings(_Section):
@@ -172,9 +183,27 @@ class ServerSettings(_Section):
     lease: LeaseSettings = LeaseSettings()
     llq: LlqSettings = LlqSettings()
     transfer: TransferSettings = TransferSettings()
+    journal: JournalSettings = JournalSettings()
     members: MembersSettings = MembersSettings()
     metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _catalog_is_apart(self) -> "ServerSettings":
+        if self.transfer.catalog is not None:
+            catalog, zone = (fold(from_text(text)) for text in (self.transfer.catalog, self.zone.name))
+            if is_at_or_below(catalog, zone) or is_at_or_below(zone, catalog):
+                raise ValueError(
+                    f"catalog {self.transfer.catalog} and zone {self.zone.name} must not lie in one another: "
+                    "nobody resolves a catalog, so a name like catalog.invalid will do"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _xot_has_a_way(self) -> "ServerSettings":
+        if not self.dns.listen_tls and any(rules.xot_only for rules in (self.transfer, *self.transfer.zones)):
+            raise ValueError("xot_only needs listen_tls in [dns]")
+        return self
 
     @model_validator(mode="after")
     def _notify_has_a_way(self) -> "ServerSettings":

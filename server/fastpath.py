@@ -330,7 +330,7 @@ class FastPath:
             above = above[above[0] + 1 :]
             zone = self._zone_at(above)
         apex = zone.apex
-        if zone.member_id is not None or not apex[0]:
+        if not zone.is_open or not apex[0]:
             return None
         above = above_name = name[name[0] + 1 :]
         while zone.cuts:

@@ -17,6 +17,7 @@ from protocol.constants import Rcode
 from protocol.edns import UpdateLease
 from protocol.name import fold, to_text
 from protocol.serial import is_newer, next_serial
+from server.catalog import CATALOG
 from server.config import LeaseSettings
 from server.metrics import Metrics
 from server.store.api import LeaseMoved, Reader, Store, StoreError, Superseded, ZoneRow
@@ -384,7 +385,7 @@ class Writer:
 
 async def load_zone(reader: Reader, row: ZoneRow) -> Zone:
     """Read one zone into memory."""
-    zone = Zone(row.id, row.apex, row.serial, row.soa, row.soa_ttl, row.member_id)
+    zone = Zone(row.id, row.apex, row.serial, row.soa, row.soa_ttl, row.member_id, is_catalog=row.kind == CATALOG)
     async for records in reader.load_records(row.id):
         zone.load(records)
     return zone

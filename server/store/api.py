@@ -34,7 +34,7 @@ class ZoneRow(NamedTuple):
 
     id: int
     apex: bytes
-    kind: str  # "service" or "member"
+    kind: str  # "service", "member" or "catalog"
     member_id: int | None
     serial: int
     soa: bytes

@@ -21,7 +21,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD: Final = "0002"
+HEAD: Final = "0003"
 """The revision these tables have; a database at it is opened without loading Alembic."""
 
 metadata = MetaData(
@@ -59,7 +59,7 @@ zone = Table(
     Column("soa", LargeBinary, nullable=False),
     Column("soa_ttl", BigInteger, nullable=False),
     UniqueConstraint("apex"),
-    CheckConstraint("kind IN ('service', 'member')", name="kind"),
+    CheckConstraint("kind IN ('service', 'member', 'catalog')", name="kind"),
     CheckConstraint("(kind = 'member') = (member_id IS NOT NULL)", name="member"),
     CheckConstraint("serial BETWEEN 0 AND 4294967295", name="serial"),
     sqlite_autoincrement=True,  # a removed zone's number never comes back as another zone

@@ -13,7 +13,7 @@ from protocol.edns import extended_error
 from protocol.message import Message
 from protocol.name import fold, to_text
 from server.authz import may_transfer
-from server.config import TransferSettings
+from server.config import TransferRules, TransferSettings
 from server.metrics import Metrics
 from server.peer import Peer
 from server.reply import Reply
@@ -26,6 +26,7 @@ from server.zone.model import RR
 from server.zone.zone import Zone, Zones
 
 MAX_STREAMS: Final = 32  # streams with a transfer at a time, and IXFRs over UDP at a time
+XOT: Final = ("TLSv1.3", "dot")
 STALL_SECONDS: Final = 60.0  # a peer that reads nothing for this long loses its connection
 
 log = structlog.get_logger(__name__)
@@ -39,6 +40,9 @@ class Streams(Protocol):
 
     def send(self, peer: Peer, wire: bytes) -> bool: ...
     def abort(self, peer: Peer) -> None: ...
+    def tls(self, peer: Peer) -> tuple[str, str] | None:
+        """Version and ALPN protocol of a stream over TLS."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +117,26 @@ class TransferService:
         zone = self._zones.at(fold(question.name))
         if zone is None or question.rclass != Class.IN:
             raise Refusal(Rcode.NOTAUTH, f"{to_text(question.name)} is no zone served here", ede=Ede.NOT_AUTHORITATIVE)
-        may_transfer(
-            request.principal, zone, peer.address, self._settings.rules_for(zone.apex, is_private=zone.is_private)
-        )
+        rules = self._settings.rules_for(zone.apex, is_private=zone.is_private)
+        may_transfer(request.principal, zone, peer.address, rules)
+        self._check_way(zone, peer, rules)
         if question.rtype == Type.IXFR:
             return _Job(request, reply, zone.apex, ixfr.client_serial(message, zone.apex), done)
         if peer.transport == "udp":
             raise Refusal(Rcode.REFUSED, "a whole zone goes over TCP or TLS", ede=Ede.NOT_SUPPORTED)
         return _Job(request, reply, zone.apex, None, done)
+
+    def _check_way(self, zone: Zone, peer: Peer, rules: TransferRules) -> None:
+        """What goes over TLS goes as RFC 9103 §7.1 and §7.2 say: TLS 1.3, ALPN "dot"."""
+        tls = self._streams().tls(peer) if peer.transport == "tls" else None
+        if tls is not None and tls != XOT:
+            raise Refusal(
+                Rcode.REFUSED, "a transfer over TLS needs TLS 1.3 and ALPN dot (RFC 9103)", ede=Ede.NOT_SUPPORTED
+            )
+        if rules.xot_only and tls is None:
+            raise Refusal(
+                Rcode.REFUSED, f"zone {to_text(zone.apex)} is transferred over TLS only", ede=Ede.NOT_SUPPORTED
+            )
 
     async def _difference(self, zone: Zone, serial: int) -> list[RR] | None:
         """What changed since `serial`; None when the zone itself is the better answer."""

@@ -82,6 +82,11 @@ class StreamServer:
         if connection is not None:
             connection.abort()
 
+    def tls(self, peer: Peer) -> tuple[str, str] | None:
+        """TLS version and ALPN protocol ("" without one) of the connection a peer stands for; None without TLS."""
+        connection = self.connections.get(peer.via)
+        return None if connection is None else connection.tls()
+
     def adopt(self, server: asyncio.Server) -> None:
         """Close this server too when the streams close."""
         self._servers.append(server)
@@ -212,6 +217,10 @@ class StreamConnection(asyncio.Protocol):
             transport.abort()  # a peer that asks and does not read
             return
         transport.write(len(wire).to_bytes(2, "big") + wire)
+
+    def tls(self) -> tuple[str, str] | None:
+        tls = self._transport.get_extra_info("ssl_object") if self._transport else None
+        return None if tls is None else (tls.version() or "", tls.selected_alpn_protocol() or "")
 
     @property
     def local_port(self) -> int | None:

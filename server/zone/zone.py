@@ -16,7 +16,10 @@ from server.zone.node import Node, RRset, decode_node, encode_node, find_rrset, 
 
 @dataclass(slots=True)
 class Zone:
-    """One zone in memory. `apex` and index keys are folded names. `member_id` is set for a private member's zone."""
+    """One zone in memory. `apex` and index keys are folded names. `member_id` is set for a private member's zone.
+
+    `is_catalog`: it lists zones for secondaries, and nobody else has any use of it.
+    """
 
     id: int
     apex: bytes
@@ -27,10 +30,16 @@ class Zone:
     nodes: dict[bytes, bytes] = field(default_factory=dict)
     children: dict[bytes, int] = field(default_factory=dict)  # existing names directly below, empty non-terminals too
     cuts: set[bytes] = field(default_factory=set)  # owners of NS below the apex, and of DNAME
+    is_catalog: bool = False
 
     @property
     def is_private(self) -> bool:
         return self.member_id is not None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anyone may ask for anything in it."""
+        return self.member_id is None and not self.is_catalog
 
     @property
     def soa(self) -> bytes:

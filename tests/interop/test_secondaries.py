@@ -7,8 +7,9 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Final
 
 import dns.edns
 import dns.exception
@@ -37,6 +38,8 @@ from tests.support.secondaries import (
     transfer,
 )
 
+CATALOG: Final = "catalog.invalid."
+
 
 @dataclass(slots=True)
 class House:
@@ -47,13 +50,22 @@ class House:
     primary: Primary
     keys: dict[str, Facts]
     secondaries: list[Secondary]
+    by_catalog: dict[str, int]  # ports of those that are told of the catalog alone
+    tables: dict[str, dict[str, Any]]
     stack: ExitStack
 
-    def start(self, program: str, port: int) -> Secondary:
+    def start(self, program: str, port: int, *, catalog: str = "") -> Secondary:
+        directory = self.directory / (f"{program}-catalog" if catalog else program)
+        primary = replace(self.primary, catalog=catalog)
         return self.stack.enter_context(
-            start_secondary(
-                program, self.directory / program, port, self.keys[program], self.primary, self.keys["primary"]
-            )
+            start_secondary(program, directory, port, self.keys[program], primary, self.keys["primary"])
+        )
+
+    def restart(self, **tables: dict[str, Any]) -> None:
+        """Stop the primary and start it with other settings."""
+        self.server.stop()
+        self.server = self.stack.enter_context(
+            start("serve", server_config(self.directory, **{**self.tables, **tables}))
         )
 
     def send(self, update: dns.message.Message) -> None:
@@ -108,23 +120,25 @@ def _admin_key(url: str) -> Facts:
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     directory = tmp_path_factory.mktemp("secondaries")
     ports = [free_port(ADDRESS) for _ in PROGRAMS]
+    by_catalog = {program: free_port(ADDRESS) for program in ("named", "knotd")}
     certificates = ensure_certificates(directory / "tls", ["ns.members.example"], [ADDRESS])
     members = {program: f"{program}.{ZONE}" for program in PROGRAMS}
-    config = server_config(
-        directory,
-        dns={
+    tables: dict[str, dict[str, Any]] = {
+        "dns": {
             "listen": [f"{ADDRESS}:{free_port(ADDRESS)}"],
             "listen_tls": [f"{ADDRESS}:{free_port(ADDRESS)}"],
             "certificate_file": str(certificates.certificate_file),
             "key_file": str(certificates.key_file),
         },
-        lease={"minimum_seconds": 1},
-        transfer={
+        "lease": {"minimum_seconds": 1},
+        "transfer": {
             "allow_keys": list(members.values()),
-            "also_notify": [f"{ADDRESS}:{port}" for port in ports],
+            "also_notify": [f"{ADDRESS}:{port}" for port in (*ports, *by_catalog.values())],
             "notify_key": f"primary.{ZONE}",
+            "catalog": CATALOG,
         },
-    )
+    }
+    config = server_config(directory, **tables)
     with start("serve", config):
         pass  # the first start makes the zone
     keys = {"admin": _admin_key(f"sqlite+aiosqlite:///{directory}/homing.db")}
@@ -134,7 +148,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     with ExitStack() as stack:
         server = stack.enter_context(start("serve", config))
         primary = Primary(server.port, server.tls_port, certificates.ca_file, "ns.members.example")
-        house = House(directory, server, primary, keys, [], stack)
+        house = House(directory, server, primary, keys, [], by_catalog, tables, stack)
         for part in range(3):
             update = house.update()
             for number in range(300):
@@ -155,7 +169,8 @@ def test_each_fetches_the_whole_zone_first(house: House) -> None:
     assert len(rows) > 900
     for secondary in house.secondaries:
         assert house.transfers(secondary.key)[0] == "axfr"
-    house.wait_for_line(r"kind=axfr messages=\d+ .*/tls key=nsd\.members\.example\.")
+    for program in ("named", "nsd"):
+        house.wait_for_line(rf"kind=axfr messages=\d+ .*/tls key={program}\.members\.example\.")
 
 
 @pytest.mark.rfc("1995", "4")
@@ -164,7 +179,7 @@ def test_random_updates_reach_all_by_notify_and_ixfr(house: House) -> None:
     house.agree()
     before = {secondary.program: len(house.transfers(secondary.key)) for secondary in house.secondaries}
     dice = random.Random(7)
-    for _ in range(300):
+    for _ in range(1000):
         update = house.update()
         for _ in range(dice.randint(1, 3)):
             owner = f"r{dice.randrange(40)}.alice"
@@ -216,6 +231,57 @@ def test_too_far_behind_they_get_the_zone(house: House) -> None:
     house.agree()
     for secondary in house.secondaries:
         assert house.transfers(secondary.key)[-1] == "axfr", secondary.program
+
+
+def test_down_for_longer_than_the_journal_they_get_the_zone(house: House) -> None:
+    house.agree()
+    for secondary in house.secondaries:
+        secondary.process.terminate()
+        secondary.process.wait(15)
+    for number in range(30):
+        update = house.update()
+        update.replace(f"long{number % 4}.alice", 60, "A", f"192.0.2.{number}")
+        house.send(update)
+    house.restart(journal={"keep_changes": 10})
+    house.wait_for_line(r"journal pruned +entries=\d+")
+    house.secondaries[:] = [house.start(secondary.program, secondary.port) for secondary in house.secondaries]
+    for secondary in house.secondaries:
+        secondary.wait()
+    update = house.update()  # some wait for word of a change
+    update.replace("long0.alice", 60, "A", "192.0.2.66")
+    house.send(update)
+    house.agree()
+    for secondary in house.secondaries:
+        assert house.transfers(secondary.key)[0] == "axfr", secondary.program
+    update = house.update()
+    update.replace("long0.alice", 60, "A", "192.0.2.77")
+    house.send(update)
+    house.agree()
+    for secondary in house.secondaries:
+        assert house.transfers(secondary.key)[-1] == "ixfr", secondary.program
+    house.restart()
+
+
+@pytest.mark.rfc("9432", "5")
+def test_those_told_of_the_catalog_alone_serve_every_public_zone(house: House) -> None:
+    """BIND and Knot; NSD takes catalogs from 4.9 on."""
+    house.agree()
+    started = [house.start(program, port, catalog=CATALOG) for program, port in house.by_catalog.items()]
+    for secondary in started:
+        secondary.wait_for(house.serial(), 30)
+    update = house.update()
+    update.add("catalogued.alice", 60, "A", "192.0.2.5")
+    house.send(update)
+    ours = transfer(house.server.port, house.keys["admin"])
+    listed = house.dig("+tcp", CATALOG, "AXFR", by="named")
+    assert re.findall(r"\sPTR\s+(\S+)", listed) == [ZONE], "private members' zones are not told of"
+    for secondary in started:
+        secondary.wait_for(house.serial())
+        assert transfer(secondary.port) == ours, secondary.program
+        text = call("dig", f"@{ADDRESS}", "-p", str(secondary.port), "+norec", f"bob.{ZONE}", "SOA")
+        assert "status: REFUSED" in text or "aa" not in text.split("flags:")[1].split(";")[0], text
+        secondary.process.terminate()
+        secondary.process.wait(15)
 
 
 def test_one_that_was_down_follows_when_it_is_back(house: House) -> None:

@@ -37,6 +37,8 @@ class Primary:
     tls_port: int
     ca_file: Path
     tls_name: str
+    catalog: str = ""
+    """When set, secondaries are told of this catalog zone alone."""
 
 
 @dataclass(slots=True)
@@ -67,6 +69,14 @@ class Secondary:
             assert time.monotonic() < deadline, f"{self.program} is at {found}, not {serial}:\n{self.log}"
             time.sleep(0.05)
 
+    def wait(self, seconds: float = 15.0) -> None:
+        """Until it answers with whatever it has kept."""
+        deadline = time.monotonic() + seconds
+        while self.serial() is None:
+            assert self.process.poll() is None, f"{self.program} ended:\n{self.log}"
+            assert time.monotonic() < deadline, f"{self.program} serves nothing:\n{self.log}"
+            time.sleep(0.05)
+
     @property
     def log(self) -> str:
         return self.log_file.read_text(errors="replace")[-4000:]
@@ -88,21 +98,27 @@ def transfer(port: int, key: Facts | None = None, zone: str = ZONE) -> Rows:
 
 
 def _named(directory: Path, port: int, key: Facts, primary: Primary, notifier: Facts) -> list[str]:
+    """Over TLS (RFC 9103), the server's certificate verified. Of a catalog it makes the zones that are in it."""
     config = directory / "named.conf"
-    private = f"bob.{ZONE}"
+    source = f'{{ {ADDRESS} port {primary.tls_port} key "{key["name"]}" tls primary; }}'
+    members = (
+        f'catalog-zones {{ zone "{primary.catalog}" default-primaries {source} zone-directory "." '
+        "min-update-interval 1; };"
+        if primary.catalog
+        else ""
+    )
+    zones = (primary.catalog,) if primary.catalog else (ZONE, f"bob.{ZONE}")
     config.write_text(
         f'options {{ directory "{directory}"; listen-on port {port} {{ {ADDRESS}; }}; listen-on-v6 {{ none; }};\n'
         f'  pid-file "{directory}/named.pid"; session-keyfile "{directory}/session.key"; recursion no; notify no;\n'
-        f"  dnssec-validation no; allow-transfer {{ {ADDRESS}; }}; }};\ncontrols {{ }};\n"
+        f"  dnssec-validation no; allow-transfer {{ {ADDRESS}; }}; allow-notify {{ key {notifier['name']}; }};\n"
+        f"  masterfile-format text; {members} }};\ncontrols {{ }};\n"
+        f'tls primary {{ ca-file "{primary.ca_file}"; remote-hostname "{primary.tls_name}"; }};\n'
         + "".join(
             f'key "{item["name"]}" {{ algorithm {item["algorithm"]}; secret "{item["secret"]}"; }};\n'
             for item in (key, notifier)
         )
-        + "".join(
-            f'zone "{zone}" {{ type secondary; primaries {{ {ADDRESS} port {primary.port} key "{key["name"]}"; }};\n'
-            f'  file "{zone}db"; masterfile-format text; allow-notify {{ key "{notifier["name"]}"; }}; }};\n'
-            for zone in (ZONE, private)
-        )
+        + "".join(f'zone "{zone}" {{ type secondary; primaries {source}; file "{zone}db"; }};\n' for zone in zones)
     )
     return ["-g", "-n", "1", "-c", str(config)]
 
@@ -122,7 +138,11 @@ def _knotd(directory: Path, port: int, key: Facts, primary: Primary, notifier: F
         f"acl:\n  - id: notify\n    address: {ADDRESS}\n    key: {notifier['name']}\n    action: notify\n"
         f"  - id: transfer\n    address: {ADDRESS}\n    action: transfer\n"
         f"database:\n    storage: {directory}\n"
-        f"zone:\n  - domain: {ZONE}\n    storage: {directory}\n    master: primary\n    acl: [notify, transfer]\n"
+        f"template:\n  - id: default\n    storage: {directory}\n    master: primary\n    acl: [notify, transfer]\n"
+        "  - id: member\n"
+        f"    storage: {directory}\n    master: primary\n    acl: [notify, transfer]\n"
+        f"zone:\n  - domain: {primary.catalog or ZONE}\n"
+        + ("    catalog-role: interpret\n    catalog-template: member\n" if primary.catalog else "")
     )
     return ["-c", str(config)]
 

@@ -36,6 +36,7 @@ class FakeStreams:
 
     sent: dict[int, list[bytes]] = field(default_factory=dict)
     aborted: list[int] = field(default_factory=list)
+    tls_facts: tuple[str, str] = ("TLSv1.3", "dot")
 
     def send(self, peer: Peer, wire: bytes) -> bool:
         self.sent.setdefault(peer.via, []).append(wire)
@@ -43,6 +44,9 @@ class FakeStreams:
 
     def abort(self, peer: Peer) -> None:
         self.aborted.append(peer.via)
+
+    def tls(self, peer: Peer) -> tuple[str, str] | None:
+        return self.tls_facts if peer.transport == "tls" else None
 
 
 class TransferCore(Core):
