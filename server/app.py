@@ -13,15 +13,18 @@ import structlog
 from protocol.name import from_text, to_text
 from protocol.tsig import MD5
 from server.catalog import ensure_catalog
-from server.config import ServerSettings, split_host_port
+from server.config import DnsSettings, ServerSettings, split_host_port
+from server.cookies import Cookies, read_secrets
 from server.dispatch import Dispatcher
 from server.fastpath import FastPath
+from server.guard import Guard
 from server.keyring import Keyring, Principal
 from server.members import ensure_service_zone
 from server.metrics import Metrics, serve_metrics
 from server.peer import Peer
 from server.pruning import prune_journal
 from server.push.service import PushService
+from server.response_limit import ResponseLimiter, ResponseLimits
 from server.service_settings import service_of
 from server.store.api import Store, StoreError
 from server.store.sql import SqlStore
@@ -89,7 +92,8 @@ class Server:
         self.keyring = Keyring()
         self.leases = LeaseQueue()
         self._watch_change = on_change
-        self.fast = FastPath(self.zones, self.clock, self.metrics.requests)
+        self.guard = Guard()
+        self.fast = FastPath(self.zones, self.clock, self.metrics.requests, self.guard)
         self._udp: dict[int, UdpListener] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
@@ -113,6 +117,7 @@ class Server:
     async def _start(self) -> None:
         settings = self.settings
         tls = self._tls_context()
+        cookie_secrets = read_cookie_secrets(settings.dns)
         try:
             self.store = await SqlStore.open(settings.database.url, settings.database.master_key_file)
             generation = await self.store.generation()
@@ -166,7 +171,10 @@ class Server:
             minimum_mac=settings.dns.minimum_mac_octets,
             replay_window_seconds=settings.dns.replay_window_seconds,
             transfers=self.transfers,
+            guard=self.guard,
+            idle_seconds=lambda: self.settings.dns.tcp_idle_seconds,
         )
+        self._raise_guard(settings.dns, cookie_secrets)
         dns = settings.dns
         limits = StreamLimits(dns.tcp_idle_seconds, dns.tcp_connections, dns.tcp_connections_per_address)
         self.streams = StreamServer(dispatcher.handle, limits, self.metrics, _Watchers(self.push, self.transfers))
@@ -252,6 +260,29 @@ class Server:
         except (OSError, ssl.SSLError) as error:
             raise StartError(f"cannot use certificate {dns.certificate_file}: {error}") from None
         return context
+
+    def _raise_guard(self, dns: DnsSettings, secrets: list[bytes]) -> None:
+        """Cookies and response rate limiting as configured; what goes on keeps its state."""
+        guard = self.guard
+        if not dns.cookies:
+            guard.cookies = None
+        elif guard.cookies is None:
+            guard.cookies = Cookies(self.clock.unix, self.entropy.bits, secrets)
+        else:
+            guard.cookies.replace(secrets)
+        limits = ResponseLimits(
+            dns.rate_limit,
+            dns.rate_limit_total,
+            dns.rate_limit_slip,
+            dns.rate_limit_watch_seconds,
+            dns.rate_limit_exempt,
+        )
+        if not dns.rate_limit:
+            guard.limiter = None
+        elif guard.limiter is None:
+            guard.limiter = ResponseLimiter(limits, self.clock.monotonic, self.metrics)
+        else:
+            guard.limiter.replace(limits)
 
     async def _load(self) -> None:
         for row in await self.store.load_zones():
@@ -424,6 +455,18 @@ class Server:
         connection = self.streams.connections.get(peer.via)
         port = connection.local_port if connection else None
         return next((number for number, listener in self._udp.items() if listener.port == port), 0)
+
+
+def read_cookie_secrets(dns: DnsSettings) -> list[bytes]:
+    """The shared secrets of the configuration, none when there are none; `StartError` when the file is no good."""
+    if dns.cookie_secret_file is None or not dns.cookies:
+        return []
+    try:
+        return read_secrets(dns.cookie_secret_file)
+    except OSError as error:
+        raise StartError(f"cannot read {dns.cookie_secret_file}: {error.strerror}") from None
+    except ValueError as error:
+        raise StartError(f"cookie secrets in {dns.cookie_secret_file}: {error}") from None
 
 
 def _plain(error: OSError) -> str:

@@ -36,10 +36,19 @@ def _network(text: str) -> str:
     return str(ipaddress.ip_network(text))
 
 
+def _limit_network(text: str) -> str:
+    network = ipaddress.ip_network(text)
+    longest = 24 if network.version == 4 else 56
+    if network.prefixlen > longest and not network.is_loopback:
+        raise ValueError(f"{text!r}: client networks are told apart by /{longest}, not finer")
+    return str(network)
+
+
 HostPort = Annotated[str, AfterValidator(_host_port)]
 Domain = Annotated[str, AfterValidator(_domain)]
 Address = Annotated[str, AfterValidator(_address)]
 Network = Annotated[str, AfterValidator(_network)]
+LimitNetwork = Annotated[str, AfterValidator(_limit_network)]
 
 
 class _Section(BaseModel):
@@ -69,8 +78,22 @@ class DnsSettings(_Section):
     listen_tls: list[HostPort] = []
     certificate_file: Path | None = None
     key_file: Path | None = None
-    rate_limit: int = Field(default=0, ge=0, le=0)
-    """Responses a second per client network; 0 is off, the only value until rate limiting exists."""
+    rate_limit: int = Field(default=100, ge=0, le=1_000_000)
+    """UDP answers a second of one kind to one client network (IPv4 /24, IPv6 /56); 0 is off. A kind is one question's
+    answer, or all absent names, or all errors. Signed requests and those with a valid cookie are free."""
+    rate_limit_total: int = Field(default=1000, ge=1, le=1_000_000)
+    """UDP answers a second of all kinds to one client network that is over `rate_limit`."""
+    rate_limit_slip: int = Field(default=2, ge=0, le=10)
+    """Of the answers held back every so-many-th is sent truncated, so that honest clients use TCP; 0: none is."""
+    rate_limit_watch_seconds: int = Field(default=15, ge=1, le=3600)
+    """How long a network that was over the rate is looked at answer by answer."""
+    rate_limit_exempt: list[LimitNetwork] = ["127.0.0.0/8", "::1/128"]
+    """Networks never limited: of loopback nobody elsewhere can forge addresses."""
+    cookies: bool = True
+    """Give and check DNS cookies (RFC 7873, RFC 9018)."""
+    cookie_secret_file: Path | None = None
+    """For servers that share an address: 32 hexadecimal digits a line, the first signs, all are believed. Without it a
+    secret is made up and changed daily."""
     tcp_idle_seconds: float = Field(default=15.0, gt=0, le=3600)
     tcp_connections: int = Field(default=1000, ge=1)
     tcp_connections_per_address: int = Field(default=100, ge=1)

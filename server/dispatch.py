@@ -7,6 +7,7 @@ datagram -> decode -> authenticate -> authorise -> QUERY  : answer on the snapsh
 QR=1     -> acknowledgement of an event, else dropped (answering responses would make loops)
 """
 
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -30,6 +31,8 @@ from protocol.name import fold, to_text
 from server.answer import resolve
 from server.authn import authenticate
 from server.authz import may_read, may_update
+from server.guard import Guard
+from server.hop import look_at_hop
 from server.keyring import Keyring
 from server.metrics import Metrics
 from server.peer import Peer
@@ -37,6 +40,7 @@ from server.push.service import PushService
 from server.replays import Replays
 from server.reply import Reply, header_only
 from server.request import Authenticated, Decoded, Refusal, Send, SignatureRefusal
+from server.response_limit import Verdict, network_of, packed
 from server.system import Clock
 from server.transfer.service import TransferService
 from server.writer import Outcome, PendingUpdate, Writer
@@ -66,6 +70,8 @@ class Dispatcher:
         minimum_mac: int = 0,
         replay_window_seconds: int = 300,
         transfers: TransferService | None = None,
+        guard: Guard | None = None,
+        idle_seconds: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._zones = zones
         self._keyring = keyring
@@ -77,6 +83,8 @@ class Dispatcher:
         self._transfers = transfers
         self._minimum_mac = minimum_mac
         self._replays = Replays(replay_window_seconds)
+        self._guard = guard or Guard()
+        self._idle_seconds = idle_seconds
 
     def handle(self, wire: bytes, peer: Peer, send: Send) -> None:
         """Take one message. `send` is called once: with the reply, or with b"" when there is none to wait for."""
@@ -105,7 +113,8 @@ class Dispatcher:
         message, peer = decoded.message, decoded.peer
         opcode = message.header.opcode
         unix = self._clock.unix()
-        reply = Reply(message, peer, unix=unix)
+        hop = look_at_hop(message, peer, self._guard, self._idle_seconds)
+        reply = Reply(message, peer, unix=unix, hop=hop)
         try:
             request = authenticate(
                 decoded,
@@ -115,13 +124,17 @@ class Dispatcher:
                 allow_md5=self._allow_md5,
                 minimum_mac=self._minimum_mac,
             )
-            reply = Reply(message, peer, unix=unix, principal=request.principal, tsig=request.tsig)
+            reply = Reply(message, peer, unix=unix, principal=request.principal, tsig=request.tsig, hop=hop)
             if message.opt is not None and message.opt.version != 0:
                 raise Refusal(Rcode.BADVERS, "EDNS version is not 0")
+            if hop.fault:
+                raise Refusal(Rcode.FORMERR, hop.fault)
             if opcode == Opcode.QUERY and self._transfers is not None and self._transfers.wants(message):
-                self._transfers.start(request, reply, lambda wire: self._send(wire, peer, opcode, Rcode.NOERROR, send))
+                self._transfers.start(
+                    request, reply, lambda wire: self._send(wire, peer, opcode, Rcode.NOERROR, send, reply)
+                )
             elif opcode == Opcode.QUERY:
-                self._send(self._query(request, reply), peer, opcode, Rcode.NOERROR, send)
+                self._send(self._query(request, reply), peer, opcode, Rcode.NOERROR, send, reply)
             elif opcode == Opcode.UPDATE:
                 self._update(request, reply, send)
             else:
@@ -133,11 +146,11 @@ class Dispatcher:
         except Refusal as refusal:
             self._refuse(reply, decoded, refusal.rcode, refusal.reason, refusal.ede, send)
         except SignatureRefusal as refusal:
-            signer = Reply(message, peer, unix=unix, principal=refusal.principal, tsig=refusal.tsig)
+            signer = Reply(message, peer, unix=unix, principal=refusal.principal, tsig=refusal.tsig, hop=hop)
             log.debug("signature refused", peer=peer.address, reason=refusal.reason)
             options = [extended_error(Ede.PROHIBITED, refusal.reason)] if message.opt else []
             wire = signer.tsig_error(refusal.error, refusal.tsig, options)
-            self._send(wire, peer, opcode, Rcode.NOTAUTH, send)
+            self._send(wire, peer, opcode, Rcode.NOTAUTH, send, reply)
 
     def _refuse(self, reply: Reply, decoded: Decoded, rcode: Rcode, reason: str, ede: int | None, send: Send) -> None:
         message, peer = decoded.message, decoded.peer
@@ -145,12 +158,14 @@ class Dispatcher:
             self._log_update(decoded, reply, Outcome(rcode, reason))
         options = [extended_error(Ede.OTHER if ede is None else ede, reason)]
         wire = reply.build(rcode, None, options)
-        self._send(wire, peer, message.header.opcode, rcode, send)
+        self._send(wire, peer, message.header.opcode, rcode, send, reply)
 
     def _query(self, request: Authenticated, reply: Reply) -> bytes:
         message = request.message
         if message.opt is not None and message.opt.all(EdnsOption.LLQ):
             return self._push.query(request, reply, self._lookup_zone)
+        if not message.questions and reply.hop.has_cookie:  # only a cookie is wanted (RFC 7873 §5.4)
+            return reply.build(Rcode.BADCOOKIE if reply.hop.is_bad else Rcode.NOERROR)
         if len(message.questions) != 1:
             raise Refusal(Rcode.FORMERR, "a query has one question")
         question = message.questions[0]
@@ -197,7 +212,14 @@ class Dispatcher:
         def done(outcome: Outcome) -> None:
             self._metrics.update_seconds.observe(self._clock.monotonic() - request.decoded.at)
             self._log_update(request.decoded, reply, outcome)
-            signed = Reply(message, request.peer, unix=self._clock.unix(), principal=request.principal, tsig=tsig)
+            signed = Reply(
+                message,
+                request.peer,
+                unix=self._clock.unix(),
+                principal=request.principal,
+                tsig=tsig,
+                hop=reply.hop,
+            )
             wire = signed.build(outcome.rcode, None, _update_options(outcome))
             if outcome.rcode == Rcode.SERVFAIL:
                 self._replays.forget(tsig)
@@ -255,10 +277,24 @@ class Dispatcher:
             ms=round((self._clock.monotonic() - decoded.at) * 1000, 2),
         )
 
-    def _send(self, wire: bytes, peer: Peer, opcode: int, rcode: int, send: Send) -> None:
+    def _send(self, wire: bytes, peer: Peer, opcode: int, rcode: int, send: Send, reply: Reply | None = None) -> None:
+        """Count and send. Over UDP what nobody signed or proved by cookie, as `reply` knows, is held to a rate."""
+        if peer.transport == "udp" and not (reply is not None and reply.is_proved):
+            verdict = self._verdict(wire, peer)
+            if verdict is Verdict.DROP:
+                self._drop("rate limit", send)
+                return
+            if verdict is Verdict.SLIP and reply is not None and opcode == Opcode.QUERY:
+                wire, rcode = reply.shortened(), Rcode.BADCOOKIE if reply.hop.has_cookie else Rcode.NOERROR
         code = rcode if rcode != Rcode.NOERROR or len(wire) < HEADER_OCTETS else wire[3] & 0xF
         self._metrics.requests.count(peer.transport, opcode, code)
         send(wire)
+
+    def _verdict(self, wire: bytes, peer: Peer) -> Verdict:
+        limiter = self._guard.limiter
+        if limiter is None or not limiter.watched or len(wire) < HEADER_OCTETS:
+            return Verdict.SEND
+        return limiter.decide(network_of(packed(peer.address)), wire[2:])
 
     def _drop(self, reason: str, send: Send) -> None:
         self._metrics.dropped.labels(reason).inc()

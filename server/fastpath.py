@@ -3,6 +3,8 @@
 What is asked and answered here leaves out the message ID: a key is a datagram from octet 2 on, an answer a reply from
 octet 2 on. Only what depends on nothing but these octets, the zones and the time is answered: one question of class
 IN, not signed, no LLQ. `None` stands for everything else, which the dispatcher answers; both give the same octets.
+A cookie is the one thing of a request and its sender that goes into a reply: what is ready stops before it, and
+`answer_with_cookie` writes it behind.
 
 Ready answers are kept in two generations. A full young one becomes the old one, whose answers come back when asked
 for; what nobody asked for goes with it. A key must be seen twice to be kept, so a flood of names that are asked once
@@ -19,8 +21,10 @@ from protocol.edns import Opt
 from protocol.name import fold, is_at_or_below
 from protocol.rdata import soa_minimum
 from server.answer import resolve
+from server.guard import Guard
 from server.metrics import Requests
 from server.reply import UDP_PAYLOAD
+from server.response_limit import Verdict, network_of
 from server.system import Clock
 from server.zone.model import RR, Change
 from server.zone.node import Node, RRset, find_rrset
@@ -40,6 +44,8 @@ _COUNTS_PLAIN: Final = bytes.fromhex("0001 0000 0000 0000")
 _COUNTS_EDNS: Final = bytes.fromhex("0001 0000 0000 0001")
 _NOT_PLAIN: Final = 0xF8  # QR and opcode, in the first octet of the flags; its AA and TC mean nothing in a query
 _RD: Final = 0x01
+_TC: Final = 0x02
+_AA_TC: Final = 0x06
 _IN: Final = b"\x00\x01"
 _OPT_HEAD: Final = b"\x00\x00\x29"
 _OPT_FIXED: Final = 11
@@ -47,7 +53,12 @@ _OPT_REPLIES: Final = (
     Opt(UDP_PAYLOAD, 0, 0, False).encode(),
     Opt(UDP_PAYLOAD, 0, 0, True).encode(),
 )
-_LLQ: Final = EdnsOption.LLQ.to_bytes(2, "big")
+# Options that make an answer another one; and an OPT's end that is a cookie alone: client's, client's and server's.
+_TELLING: Final = (EdnsOption.LLQ.to_bytes(2, "big"), EdnsOption.COOKIE.to_bytes(2, "big"))
+_CLIENT_COOKIE: Final = bytes.fromhex("000c 000a 0008")
+_WHOLE_COOKIE: Final = bytes.fromhex("001c 000a 0018")
+_OPTION_OCTETS: Final = 28
+_BADCOOKIE: Final = 7  # the part of 23 that stands in the header
 _CNAME: Final = Type.CNAME.to_bytes(2, "big")
 _ONE: Final = b"\x00\x01"
 _ONE_ANSWER: Final = bytes.fromhex("0001 0000 0000")
@@ -199,7 +210,8 @@ class _Traced(Zone):
 class FastPath:
     """Ready and computed answers over `zones`. `begin` before each batch; `changed` and `node_changed` on publish."""
 
-    def __init__(self, zones: Zones, clock: Clock, requests: Requests) -> None:
+    def __init__(self, zones: Zones, clock: Clock, requests: Requests, guard: Guard | None = None) -> None:
+        self.guard = guard or Guard()
         self._zones = zones
         self._by_apex = zones.by_apex
         self._zone_at = zones.by_apex.get
@@ -226,15 +238,62 @@ class FastPath:
         if len(self._seen) >= MAX_SEEN:
             self._seen.clear()
 
-    def find(self, datagram: bytes) -> bytes | None:
-        """The whole reply to one datagram, when there is one here: for listeners that take them one by one."""
+    def find(self, datagram: bytes, address: bytes) -> bytes | None:
+        """The whole reply to one datagram, when there is one here; b"" when there is to be none.
+
+        For listeners that take datagrams one by one; `address`: 4 or 16 octets of the sender's.
+        """
         self.begin()
         key = datagram[2:]
-        answer = self.ready.get(key) or self.answer(key)
-        if answer is None:
-            return None
+        network = network_of(address)
+        if self.guard.limiter is not None and self.guard.limiter.note([network]):
+            answer = self.answer_watched(key, address, network)
+        else:
+            answer = self.ready.get(key) or self.answer(key) or self.answer_with_cookie(key, address)
+        if not answer:
+            return answer
         self.rcodes[answer[1]] += 1
         return datagram[:2] + answer
+
+    def answer_with_cookie(self, key: bytes, address: bytes) -> bytes | None:
+        """The answer to a key whose OPT holds a cookie and nothing else."""
+        if key[-30:-24] == _WHOLE_COOKIE:
+            stem, cookie = key[:-30], key[-24:]
+        elif key[-14:-8] == _CLIENT_COOKIE:
+            stem, cookie = key[:-14], key[-8:]
+        else:
+            return None
+        plain = stem + b"\0\0"
+        answer = self.ready.get(plain) or self.answer(plain)
+        cookies = self.guard.cookies
+        if cookies is None:
+            return answer
+        limit = max(_PLAIN_UDP, min(plain[-8] << 8 | plain[-7], UDP_PAYLOAD))
+        if answer is not None and len(answer) + 2 + _OPTION_OCTETS <= limit:
+            answer = answer[:-2] + _WHOLE_COOKIE
+        else:
+            own = stem + _WHOLE_COOKIE
+            answer = self.ready.get(own)
+            if answer is None:
+                old = self._old.answers.get(own)
+                if old is None:
+                    return None
+                answer = self._renew(own, old)
+        return answer + cookies.reply(cookie, address).data
+
+    def answer_watched(self, key: bytes, address: bytes, network: int) -> bytes | None:
+        """As above for a sender whose network is over the response rate: b"" when its answer is dropped."""
+        cookies, limiter = self.guard.cookies, self.guard.limiter
+        answer = self.ready.get(key) or self.answer(key) or self.answer_with_cookie(key, address)
+        if answer is None or limiter is None:
+            return answer
+        has_server_cookie = answer[-30:-24] == key[-30:-24] == _WHOLE_COOKIE
+        if cookies is not None and has_server_cookie and cookies.reply(key[-24:], address).is_proved:
+            return answer
+        verdict = limiter.decide(network, answer)
+        if verdict is Verdict.SEND:
+            return answer
+        return _shortened(answer) if verdict is Verdict.SLIP else b""
 
     def answer(self, key: bytes) -> bytes | None:
         """The answer to a key that is not `ready`; the caller counts its RCODE.
@@ -310,7 +369,7 @@ class FastPath:
         return answer
 
     def _without_options(self, key: bytes, fixed: int) -> bytes | None:
-        """An answer does not depend on options other than LLQ, so cookies and padding share one ready answer."""
+        """An answer does not depend on most options, so with NSID or padding it is the ready one."""
         if not _has_harmless_options(key, fixed):
             return None
         plain = key[: fixed - 2] + b"\x00\x00"
@@ -529,10 +588,12 @@ class FastPath:
         """Take what the dispatcher has just replied over UDP: kept if it may be shared and was asked before."""
         if len(reply) < HEADER_OCTETS or reply[3] & 0xF not in _SHARED_RCODES:
             return
-        question = _question(key)
-        if question is None:
+        if reply[2] & _AA_TC == _TC:  # perhaps cut short for one network's sake
             return
-        plain, end = question
+        shared = self._shared(key, reply)
+        if shared is None:
+            return
+        plain, end, answer = shared
         rtype = key[end] << 8 | key[end + 1]
         if (is_meta_type(rtype) and rtype != Type.ANY) or not self._is_second(plain):
             return
@@ -545,7 +606,30 @@ class FastPath:
         if traced.until < self._now:
             return
         names = traced.names | {b"\xff" + zone.apex} if traced.rests_on_zone else traced.names
-        self._keep(plain, reply[2:], tuple(names), traced.until)
+        self._keep(plain, answer, tuple(names), traced.until)
+
+    def _shared(self, key: bytes, reply: bytes) -> tuple[bytes, int, bytes] | None:
+        """(key and answer without what is the sender's own, where QTYPE begins); None when they are not for others.
+
+        What was said beside a cookie is kept apart, for it had less room; its key ends like the answers it stands for.
+        """
+        answer = reply[2:]
+        is_whole = key[-30:-24] == _WHOLE_COOKIE
+        if (
+            self.guard.cookies is not None
+            and answer[-30:-24] == _WHOLE_COOKIE
+            and (is_whole or key[-14:-8] == _CLIENT_COOKIE)
+        ):
+            stem = key[:-30] if is_whole else key[:-14]
+            question = _question(stem + b"\0\0")
+            return (stem + _WHOLE_COOKIE, question[1], answer[:-24]) if question else None
+        question = _question(key)
+        if question is None:
+            return None
+        plain, end = question
+        if plain[2:_NAME_AT] == _COUNTS_EDNS and not answer.endswith(_OPT_REPLIES):
+            return None
+        return plain, end, answer
 
     def changed(self, change: Change) -> None:
         """A change that queries already see: drop what rests on its zone as a whole or on a name it touches."""
@@ -650,11 +734,26 @@ def _question(key: bytes) -> tuple[bytes, int] | None:
     return key[: fixed - 2] + b"\x00\x00", end
 
 
+def _shortened(answer: bytes) -> bytes:
+    """A truncated answer, or BADCOOKIE where it carries a cookie: header, question and OPT, no records."""
+    after = _NAME_AT
+    while answer[after]:
+        after += answer[after] + 1
+    after += 5
+    rd = answer[0] & _RD
+    if answer[-30:-24] == _WHOLE_COOKIE:
+        head = bytes((0x80 | rd, _BADCOOKIE)) + _COUNTS_EDNS
+        return head + answer[_NAME_AT:after] + answer[-39:-34] + b"\x01" + answer[-33:]
+    has_opt = answer.endswith(_OPT_REPLIES)
+    head = bytes((0x82 | rd, 0)) + (_COUNTS_EDNS if has_opt else _COUNTS_PLAIN)
+    return head + answer[_NAME_AT:after] + (answer[-_OPT_FIXED:] if has_opt else b"")
+
+
 def _has_harmless_options(key: bytes, position: int) -> bool:
-    """Whether the options from `position` to the end are well formed and none of them is LLQ."""
+    """Whether the options from `position` to the end are well formed and none of them makes another answer."""
     end = len(key)
     while position < end:
-        if position + 4 > end or key[position : position + 2] == _LLQ:
+        if position + 4 > end or key[position : position + 2] in _TELLING:
             return False
         position += 4 + (key[position + 2] << 8 | key[position + 3])
     return position == end

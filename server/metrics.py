@@ -9,10 +9,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from protocol.constants import Opcode, rcode_text
+from protocol.constants import Opcode, Rcode, rcode_text
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _RCODES: Final = 16
+_BADCOOKIE: Final = 7  # what the header shows of it; a query gets no YXRRSET
 
 
 class Requests(Collector):
@@ -20,7 +21,8 @@ class Requests(Collector):
 
     `rcodes` counts by RCODE the plain queries over UDP that were answered before a message was taken apart, with a
     ready answer or, `computed` of them, with one joined from the zone's octets. All others come by `count`. `ready` is
-    how many answers are kept ready, `ready_octets` their size.
+    how many answers are kept ready, `ready_octets` their size. `limited`: answers held back by response rate limiting,
+    dropped or sent truncated (BADCOOKIE to those with a cookie).
     """
 
     def __init__(self) -> None:
@@ -28,6 +30,7 @@ class Requests(Collector):
         self.computed = 0
         self.ready = 0
         self.ready_octets = 0
+        self.limited = {"drop": 0, "slip": 0}
         self._others: Tally[tuple[str, int, int]] = Tally()
 
     def count(self, transport: str, opcode: int, rcode: int) -> None:
@@ -37,7 +40,7 @@ class Requests(Collector):
         total = self._others.copy()
         for rcode, number in enumerate(self.rcodes):
             if number:
-                total["udp", Opcode.QUERY, rcode] += number
+                total["udp", Opcode.QUERY, Rcode.BADCOOKIE if rcode == _BADCOOKIE else rcode] += number
         requests = CounterMetricFamily(
             "homing_requests",
             "Messages answered, by transport, opcode and RCODE",
@@ -54,6 +57,14 @@ class Requests(Collector):
         yield fast
         yield GaugeMetricFamily("homing_ready_answers", "Answers kept ready", value=self.ready)
         yield GaugeMetricFamily("homing_ready_octets", "Octets of the answers kept ready", value=self.ready_octets)
+        limited = CounterMetricFamily(
+            "homing_rate_limited",
+            "UDP answers held back by response rate limiting, by what became of them",
+            labels=("action",),
+        )
+        for action, number in self.limited.items():
+            limited.add_metric((action,), number)
+        yield limited
 
 
 class Metrics:
@@ -86,6 +97,9 @@ class Metrics:
         self.streams = Gauge("homing_streams", "Open TCP and TLS connections", ["transport"], registry=registry)
         self.streams_refused = Counter(
             "homing_streams_refused", "Connections closed at once, by limit", ["limit"], registry=registry
+        )
+        self.watched_networks = Gauge(
+            "homing_watched_networks", "Client networks over the response rate", registry=registry
         )
         self.leases = Gauge("homing_leased_names", "Owner names with a lease running", registry=registry)
         self.subscriptions = Gauge("homing_llq_subscriptions", "Long-Lived Queries established", registry=registry)

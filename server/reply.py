@@ -1,6 +1,6 @@
 """Writing replies: flags, sections within the size limit, OPT, signature. Order of additions: OPT, then TSIG last."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Final
 
@@ -20,12 +20,14 @@ from protocol.edns import Opt
 from protocol.message import Builder, Header, Message
 from protocol.tsig import Tsig, record_size, sign, unsigned_error
 from server.answer import Answer
+from server.hop import PLAIN, Hop
 from server.keyring import Principal
 from server.peer import Peer
 from server.zone.model import RR
 
 UDP_PAYLOAD: Final = 1232  # what we advertise and the most we send over UDP (DNS flag day 2020)
 _PLAIN_UDP: Final = 512
+PADDING_BLOCK: Final = 468  # octets a padded reply is a multiple of (RFC 8467 §4.1)
 _OPT_FIXED: Final = 11
 
 Options = Sequence[tuple[int, bytes]]
@@ -51,18 +53,34 @@ class Reply:
     """One reply under way. `principal` and `tsig` are the request's when the reply is to be signed."""
 
     def __init__(
-        self, message: Message, peer: Peer, *, unix: int, principal: Principal | None = None, tsig: Tsig | None = None
+        self,
+        message: Message,
+        peer: Peer,
+        *,
+        unix: int,
+        principal: Principal | None = None,
+        tsig: Tsig | None = None,
+        hop: Hop = PLAIN,
     ) -> None:
         self.message = message
+        self.hop = hop
+        self._is_padded = (
+            peer.transport == "tls" and message.opt is not None and bool(message.opt.all(EdnsOption.PADDING))
+        )
         self.limit = size_limit(message, peer)
         self.unix = unix
         self.principal = principal
         self.tsig = tsig if principal else None
 
+    @property
+    def is_proved(self) -> bool:
+        """Whether the request came from where it says: its signature or its cookie held."""
+        return self.principal is not None or self.hop.is_proved
+
     def _room(self, options: Options) -> int:
         room = self.limit
         if self.message.opt is not None:
-            room -= _OPT_FIXED + sum(4 + len(data) for _, data in options)
+            room -= _OPT_FIXED + sum(4 + len(data) for _, data in (*options, *self.hop.options))
         if self.principal is not None:
             room -= record_size(self.principal.key)
         return room
@@ -111,47 +129,76 @@ class Reply:
 
     def finish(self, builder: Builder, rcode: int, options: Options) -> bytes:
         """OPT when the request had one, then the signature when it had one."""
-        if self.message.opt is not None:
-            builder.opt(Opt(UDP_PAYLOAD, rcode >> 4, 0, self.message.opt.dnssec_ok, tuple(options)))
-        wire = builder.finish()
-        if self.principal is None or self.tsig is None:
-            return wire
-        return sign(
-            wire,
-            self.principal.key,
-            now=self.unix,
-            request_mac=self.tsig.mac,
-            original_id=_forwarded_id(self.tsig, self.message),
-        )[0]
+        principal, tsig = self.principal, self.tsig
+        if principal is None or tsig is None:
+            return self._close(builder, rcode, options, lambda wire: wire)
+
+        def seal(wire: bytes) -> bytes:
+            return sign(
+                wire,
+                principal.key,
+                now=self.unix,
+                request_mac=tsig.mac,
+                original_id=_forwarded_id(tsig, self.message),
+            )[0]
+
+        return self._close(builder, rcode, options, seal)
 
     def tsig_error(self, error: TsigError, tsig: Tsig, options: Options = ()) -> bytes:
         """NOTAUTH with the TSIG error; signed for BADTIME and BADTRUNC when the key is known (RFC 8945 §5.2)."""
-        builder = self.builder(options)
-        builder.flags |= Rcode.NOTAUTH
-        if self.message.opt is not None:
-            builder.opt(Opt(UDP_PAYLOAD, 0, 0, False, tuple(options)))
-        wire = builder.finish()
-        if self.principal is None:
-            return unsigned_error(wire, tsig, error)
-        if error == TsigError.BADTIME:
+
+        def seal(wire: bytes) -> bytes:
+            if self.principal is None:
+                return unsigned_error(wire, tsig, error)
+            if error == TsigError.BADTIME:
+                return sign(
+                    wire,
+                    self.principal.key,
+                    now=tsig.time_signed,
+                    fudge=tsig.fudge,
+                    request_mac=tsig.mac,
+                    error=error,
+                    other=self.unix.to_bytes(6, "big"),
+                    original_id=_forwarded_id(tsig, self.message),
+                )[0]
             return sign(
                 wire,
                 self.principal.key,
-                now=tsig.time_signed,
-                fudge=tsig.fudge,
+                now=self.unix,
                 request_mac=tsig.mac,
                 error=error,
-                other=self.unix.to_bytes(6, "big"),
                 original_id=_forwarded_id(tsig, self.message),
             )[0]
-        return sign(
-            wire,
-            self.principal.key,
-            now=self.unix,
-            request_mac=tsig.mac,
-            error=error,
-            original_id=_forwarded_id(tsig, self.message),
-        )[0]
+
+        builder = self.builder(options)
+        builder.flags |= Rcode.NOTAUTH
+        return self._close(builder, Rcode.NOTAUTH, options, seal)
+
+    def shortened(self) -> bytes:
+        """What a client gets in place of an answer over its network's rate: TC, or BADCOOKIE if it knows cookies."""
+        if self.hop.has_cookie:
+            return self.build(Rcode.BADCOOKIE)
+        return self.build(Rcode.NOERROR, flags=TC)
+
+    def _close(self, builder: Builder, rcode: int, options: Options, seal: Callable[[bytes], bytes]) -> bytes:
+        """The OPT, if any, and the seal. Over TLS padded to whole blocks with the seal counted, when that was asked.
+
+        Sealed twice then: only so is its size known whatever the signature holds (RFC 8467 §4.1, RFC 7830 §4).
+        """
+        asked = self.message.opt
+        if asked is None:
+            return seal(builder.finish())
+        whole = (*options, *self.hop.options)
+        point = builder.checkpoint()
+        builder.opt(Opt(UDP_PAYLOAD, rcode >> 4, 0, asked.dnssec_ok, whole))
+        wire = seal(builder.finish())
+        room = MAX_MESSAGE_OCTETS - len(wire) - 4
+        if not self._is_padded or room < 0:
+            return wire
+        padding = min(-(len(wire) + 4) % PADDING_BLOCK, room)
+        builder.rollback(point)
+        builder.opt(Opt(UDP_PAYLOAD, rcode >> 4, 0, asked.dnssec_ok, (*whole, (EdnsOption.PADDING, bytes(padding)))))
+        return seal(builder.finish())
 
 
 def _forwarded_id(tsig: Tsig, message: Message) -> int | None:

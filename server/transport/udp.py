@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from server.guard import Guard
 from server.metrics import Metrics
 from server.peer import Peer
 from server.request import Send
@@ -23,12 +24,17 @@ class Fast(Protocol):
 
     ready: dict[bytes, bytes]
     rcodes: list[int]
+    guard: Guard
 
     def begin(self) -> None: ...
 
     def answer(self, key: bytes) -> bytes | None: ...
 
-    def find(self, datagram: bytes) -> bytes | None: ...
+    def answer_with_cookie(self, key: bytes, address: bytes) -> bytes | None: ...
+
+    def answer_watched(self, key: bytes, address: bytes, network: int) -> bytes | None: ...
+
+    def find(self, datagram: bytes, address: bytes) -> bytes | None: ...
 
     def offer(self, key: bytes, reply: bytes) -> None: ...
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from server.metrics import Metrics
 from server.peer import Peer
+from server.response_limit import V4_MASK, V6_MASK, V6_TAG
 from server.transport.udp import Fast, Handle
 from server.transport.udp_plain import grow_buffers
 
@@ -129,6 +130,8 @@ class BatchListener:
                     head.msg_controllen = _CONTROL
         self._octets = ffi.buffer(self._data)
         self._name_octets = ffi.buffer(self._names)
+        words = memoryview(self._name_octets)
+        self._address_words = words.cast("Q")[1::4] if self._is_v6 else words.cast("I")[1::8]
         self._control_octets = memoryview(ffi.buffer(self._control))
         self._starts = [slot * _STRIDE + _ID for slot in range(BATCH)]
         # Strided views of one field over all messages: read or set for a batch at once.
@@ -172,29 +175,72 @@ class BatchListener:
         if self._is_wildcard:
             self._aim_replies(count)
         sizes = self._sizes[:count].tolist()
+        limiter = fast.guard.limiter
+        if limiter is not None:
+            networks = self._networks(count)
+            if limiter.note(networks):
+                self._take_watched(sizes, networks)
+                return
         reply_sizes: list[int] = []
         slow: list[int] = []
         for at, size in zip(self._starts, sizes, strict=False):
             key = octets[at : at + size - _ID]
             reply = get(key)
             if reply is None:
-                reply = answer(key)
+                slot = len(reply_sizes)
+                reply = answer(key) or fast.answer_with_cookie(key, self._packed(slot))
                 if reply is None:
-                    slow.append(len(reply_sizes))
+                    slow.append(slot)
                     reply_sizes.append(0)
                     continue
             length = len(reply)
             octets[at : at + length] = reply
             reply_sizes.append(length + _ID)
             rcodes[reply[1]] += 1
-        self._reply_sizes[:count] = array("L", reply_sizes)
-        start = 0
-        for slot in slow:
-            self._reply(start, slot)
-            start = slot + 1
-        self._reply(start, count)
+        self._reply_all(reply_sizes, slow)
         for slot in slow:
             self._take_slow(slot, sizes[slot])
+
+    def _take_watched(self, sizes: list[int], networks: list[int]) -> None:
+        """A batch with senders whose network is over the response rate: their answers may be cut short or dropped."""
+        fast, octets = self._fast, self._octets
+        reply_sizes: list[int] = []
+        silent: list[int] = []
+        slow: list[int] = []
+        for slot, (at, size) in enumerate(zip(self._starts, sizes, strict=False)):
+            reply = fast.answer_watched(octets[at : at + size - _ID], self._packed(slot), networks[slot])
+            if not reply:
+                silent.append(slot)
+                reply_sizes.append(0)
+                if reply is None:
+                    slow.append(slot)
+                continue
+            octets[at : at + len(reply)] = reply
+            reply_sizes.append(len(reply) + _ID)
+            fast.rcodes[reply[1]] += 1
+        self._reply_all(reply_sizes, silent)
+        for slot in slow:
+            self._take_slow(slot, sizes[slot])
+
+    def _reply_all(self, reply_sizes: list[int], silent: list[int]) -> None:
+        """Send what stands in the slots, but for the silent ones."""
+        self._reply_sizes[: len(reply_sizes)] = array("L", reply_sizes)
+        start = 0
+        for slot in silent:
+            self._reply(start, slot)
+            start = slot + 1
+        self._reply(start, len(reply_sizes))
+
+    def _networks(self, count: int) -> list[int]:
+        """The client network of each slot's sender (see `response_limit`)."""
+        if self._is_v6:
+            return [address & V6_MASK | V6_TAG for address in self._address_words[:count].tolist()]
+        return [address & V4_MASK for address in self._address_words[:count].tolist()]
+
+    def _packed(self, slot: int) -> bytes:
+        """A slot's sender: 4 or 16 octets."""
+        start, size = (8, 16) if self._is_v6 else (4, 4)
+        return bytes(self._name_octets[slot * 32 + start : slot * 32 + start + size])
 
     def _reply(self, start: int, stop: int) -> None:
         """Send the replies of neighbouring slots."""

@@ -6,6 +6,7 @@ import socket
 from typing import Any, cast
 
 from server.peer import Peer
+from server.response_limit import packed
 from server.transport.udp import SOCKET_OCTETS, Fast, Handle
 
 
@@ -40,9 +41,10 @@ class PlainListener(asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
         if not self._is_open:
             return
-        reply = self._fast.find(data)
+        reply = self._fast.find(data, packed(addr[0]))
         if reply is not None:
-            self._send_to(addr, reply)
+            if reply:
+                self._send_to(addr, reply)
             return
 
         def send(wire: bytes) -> None:

@@ -1,5 +1,6 @@
 """The fast path gives what the slow path gives, octet for octet, or nothing: over a corpus and under random changes."""
 
+import random
 from itertools import product
 from typing import Any, Final
 from zlib import crc32
@@ -9,17 +10,19 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from protocol.constants import RD, EdnsOption
+from protocol.constants import RD, EdnsOption, Rcode
 from protocol.edns import LlqOption, Opt, UpdateLease
 from protocol.message import decode
 from protocol.name import from_text
 from server.fastpath import FastPath
+from server.response_limit import ResponseLimits, network_of
 from server.writer import Outcome, PendingUpdate
 from server.zone.model import Actor
 from server.zone.update import read_update
 from tests.support.builders import (
     T0,
     UDP,
+    UDP_ADDRESS,
     Core,
     Item,
     add,
@@ -27,6 +30,7 @@ from tests.support.builders import (
     delete_rrset,
     finish,
     query_message,
+    seen,
     stored,
     update_message,
     zone_of_records,
@@ -129,6 +133,10 @@ OPTS: Final = (
     Opt(1232, version=1),
     Opt(1232, options=(COOKIE,)),
     Opt(4096, dnssec_ok=True, options=(PADDING, COOKIE)),
+    Opt(1232, options=(PADDING,)),
+    Opt(600, options=((EdnsOption.COOKIE, b"12345678" + bytes(16)),)),
+    Opt(512, dnssec_ok=True, options=((EdnsOption.COOKIE, b"12345678" + bytes(32)),)),
+    Opt(1232, options=((EdnsOption.COOKIE, b"1234567"),)),
     Opt(1232, options=(LlqOption(1, 1, 0, 0, 7200).encode(),)),
 )
 
@@ -136,27 +144,36 @@ OPTS: Final = (
 class FastCore(Core):
     """A core whose writer tells a fast path, asked the way a listener asks."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: ResponseLimits | None = None) -> None:
         leased = [stored(line, expires_at=T0 + seconds) for line, seconds in LEASED]
         permanent = [stored(line) for line in TEXT.strip().splitlines()]
         service = zone_of_records([*permanent, *leased])
         self.carol = zone_of_text(PRIVATE, apex="carol.members.example.", member_id=3, zone_id=2)
-        super().__init__([service, self.carol])
-        self.fast = FastPath(self.zones, self.clock, self.metrics.requests)
+        super().__init__([service, self.carol], limits=limits)
+        self.fast = FastPath(self.zones, self.clock, self.metrics.requests, self.guard)
         self.writer._on_change = self.fast.changed
         self.writer._on_node = self.fast.node_changed
 
     def slow(self, wire: bytes) -> bytes:
         sent: list[bytes] = []
         self.dispatcher.handle(wire, UDP, sent.append)
-        return sent[0]
+        return sent[0] if sent else b""
+
+    def listener(self, wire: bytes) -> bytes:
+        """What a listener sends for a datagram, b"" for nothing."""
+        found = self.fast.find(wire, UDP_ADDRESS)
+        if found is None:
+            found = self.slow(wire)
+            if found:
+                self.fast.offer(wire[2:], found)
+        return found
 
     def compare(self, wire: bytes) -> int:
         """Ask often enough for every way to an answer; how often the fast path gave one."""
         given = 0
         for _ in range(4):
             expected = self.slow(wire)
-            found = self.fast.find(wire)
+            found = self.fast.find(wire, UDP_ADDRESS)
             if found is None:
                 self.fast.offer(wire[2:], expected)
             else:
@@ -177,13 +194,63 @@ def corpus() -> list[bytes]:
 def test_the_whole_corpus_again_and_again() -> None:
     core = FastCore()
     given = [core.compare(wire) for wire in corpus()]
-    assert given.count(4) > len(given) / 5
+    assert given.count(4) > len(given) / 6
     assert given.count(2) > 100  # kept ready after the dispatcher's second reply
     for seconds in (0.5, 49.6, 30, 60, 20, 40, 1500, 100, 2000):
         core.clock.now += seconds
         for owner in ("leased", "two", "gone", "half", "here", "lease._udp"):
             for rtype, edns in product(("A", "AAAA", "TXT", "SRV", "ANY"), OPTS[:3]):
                 core.compare(query_message(f"{owner}.members.example.", rtype, edns=edns))
+
+
+def with_cookie(core: FastCore, owner: str, rtype: str, payload: int = 1232) -> bytes:
+    """A query with the server cookie that a reply to its sender gave."""
+    first = seen(core.slow(query_message(owner, rtype, edns=Opt(payload, options=(COOKIE,)))))
+    assert first.message.opt is not None
+    return query_message(owner, rtype, edns=Opt(payload, options=first.message.opt.options))
+
+
+def test_cookies_at_every_size_of_answer() -> None:
+    """An answer that fits only without its cookie is another one; one that fits is made fast."""
+    core = FastCore()
+    for payload in range(512, 1240, 4):
+        for owner, rtype in (("big._udp.members.example.", "SRV"), ("big.members.example.", "AAAA")):
+            for edns in (Opt(payload), Opt(payload, options=(COOKIE,))):
+                core.compare(query_message(owner, rtype, edns=edns))
+            core.compare(with_cookie(core, owner, rtype, payload))
+    for owner, rtype in (("mac.members.example.", "A"), ("absent.members.example.", "A"), ("members.example.", "NS")):
+        wire = with_cookie(core, owner, rtype)
+        core.compare(wire)
+        for seconds in (900, 1000, 1800, 10):  # fresh, renewed, no longer valid
+            core.clock.now += seconds
+            assert core.compare(wire) == 4
+
+
+LIMITS: Final = ResponseLimits(rate=3, total=12, slip=2, watch_seconds=5)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_limited_alike(seed: int) -> None:
+    """Two servers get the same datagrams, one has a fast path: the same answers, cut short and dropped alike."""
+    chance = random.Random(seed)
+    fast, slow = FastCore(LIMITS), FastCore(LIMITS)
+    proved = with_cookie(fast, "mac.members.example.", "A")
+    assert proved == with_cookie(slow, "mac.members.example.", "A")
+    some = [*chance.sample(corpus(), 5), *chance.sample(QUESTIONS, 5), proved]
+    some.append(query_message("a\\000b.members.example.", "A", edns=Opt(1232, dnssec_ok=True)))
+    told: dict[str, int] = {"drop": 0, "slip": 0}
+    for _ in range(400):
+        wire = chance.choice(some)
+        assert slow.guard.limiter is not None
+        slow.guard.limiter.note([network_of(UDP_ADDRESS)])
+        expected = slow.slow(wire)
+        assert fast.listener(wire) == expected, wire.hex()
+        if wire == proved:
+            assert expected[3] & 0xF == Rcode.NOERROR and not expected[2] & 0x02
+        step = chance.choice((0.0, 0.01, 0.05, 0.05, 2.0))
+        fast.clock.now += step
+        slow.clock.now += step
+    assert fast.metrics.requests.limited == slow.metrics.requests.limited != told
 
 
 @pytest.mark.parametrize("change", ["flip", "cut", "append", "counts"])
@@ -200,7 +267,7 @@ def test_damaged_queries(change: str) -> None:
         else:
             damaged[4 + crc32(wire) % 8] ^= 1
         if damaged[2] & 0x80:
-            assert core.fast.find(bytes(damaged)) is None
+            assert core.fast.find(bytes(damaged), UDP_ADDRESS) is None
         else:
             core.compare(bytes(damaged))
 

@@ -3,6 +3,7 @@
 Rdata is written as master-file text and encoded by dnspython, so that our own codecs do not vouch for themselves.
 """
 
+import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,12 +21,15 @@ from protocol.name import fold, from_text, to_text
 from protocol.rdata import canonical, soa_with_serial
 from protocol.tsig import SHA256, Key, sign
 from server.config import LeaseSettings
+from server.cookies import Cookies
 from server.dispatch import Dispatcher
+from server.guard import Guard
 from server.keyring import Keyring, Principal
 from server.metrics import Metrics
 from server.peer import Peer
 from server.reply import Reply
 from server.request import Authenticated
+from server.response_limit import ResponseLimiter, ResponseLimits, packed
 from server.store.api import LeaseMoved, StoreError, Superseded, ZoneRow
 from server.writer import Writer
 from server.zone.leases import LeaseQueue
@@ -245,6 +249,7 @@ def seen(wire: bytes) -> Seen:
 # A server core without sockets
 
 UDP: Final = Peer("udp", "192.0.2.7", 40000, 0)
+UDP_ADDRESS: Final = packed(UDP.address)
 TCP: Final = Peer("tcp", "192.0.2.7", 40000, 7)
 
 
@@ -495,8 +500,9 @@ class Core:
         minimum_mac: int = 0,
         replay_window_seconds: int = 300,
         time: Callable[[], float] | None = None,
+        limits: ResponseLimits | None = None,
     ) -> None:
-        """`time`: the time of a virtual loop for the clock to follow, on top of T0."""
+        """`time`: the time of a virtual loop for the clock to follow, on top of T0. Cookies are on, limits as given."""
         if zones is None:
             carol = zone_of_text(PRIVATE_TEXT, apex="carol.members.example.", member_id=3, zone_id=2)
             zones = (zone_of_text(SERVICE_TEXT), carol)
@@ -510,6 +516,9 @@ class Core:
             for owner_key in zone.nodes:
                 self.leases.watch(zone.apex, owner_key, zone.node(owner_key))
         self.metrics = Metrics()
+        self.guard = Guard(Cookies(self.clock.unix, random.Random(7).getrandbits))
+        if limits is not None:
+            self.guard.limiter = ResponseLimiter(limits, self.clock.monotonic, self.metrics)
         self.changes: list[Change] = []
         self.keyring = Keyring(MEMBERS)
         self.push = SilentPush()
@@ -532,6 +541,8 @@ class Core:
             allow_md5=allow_md5,
             minimum_mac=minimum_mac,
             replay_window_seconds=replay_window_seconds,
+            guard=self.guard,
+            idle_seconds=lambda: 15.0,
         )
 
     @property

@@ -32,7 +32,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.core = Core()
-        self.fast = FastPath(self.core.zones, self.core.clock, self.core.metrics.requests)
+        self.fast = FastPath(self.core.zones, self.core.clock, self.core.metrics.requests, self.core.guard)
         self.handled: list[Peer] = []
 
     @asynccontextmanager
