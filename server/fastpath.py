@@ -56,7 +56,7 @@ _OPT_REPLIES: Final = (
 # Options that make an answer another one; and an OPT's end that is a cookie alone: client's, client's and server's.
 _TELLING: Final = (EdnsOption.LLQ.to_bytes(2, "big"), EdnsOption.COOKIE.to_bytes(2, "big"))
 _CLIENT_COOKIE: Final = bytes.fromhex("000c 000a 0008")
-_WHOLE_COOKIE: Final = bytes.fromhex("001c 000a 0018")
+WHOLE_COOKIE: Final = bytes.fromhex("001c 000a 0018")
 _OPTION_OCTETS: Final = 28
 _BADCOOKIE: Final = 7  # the part of 23 that stands in the header
 _CNAME: Final = Type.CNAME.to_bytes(2, "big")
@@ -246,7 +246,10 @@ class FastPath:
         self.begin()
         key = datagram[2:]
         network = network_of(address)
-        if self.guard.limiter is not None and self.guard.limiter.note([network]):
+        limiter = self.guard.limiter
+        if limiter is not None:
+            limiter.note((network,))
+        if limiter is not None and network in limiter.watched:
             answer = self.answer_watched(key, address, network)
         else:
             answer = self.ready.get(key) or self.answer(key) or self.answer_with_cookie(key, address)
@@ -257,7 +260,7 @@ class FastPath:
 
     def answer_with_cookie(self, key: bytes, address: bytes) -> bytes | None:
         """The answer to a key whose OPT holds a cookie and nothing else."""
-        if key[-30:-24] == _WHOLE_COOKIE:
+        if key[-30:-24] == WHOLE_COOKIE:
             stem, cookie = key[:-30], key[-24:]
         elif key[-14:-8] == _CLIENT_COOKIE:
             stem, cookie = key[:-14], key[-8:]
@@ -270,9 +273,9 @@ class FastPath:
             return answer
         limit = max(_PLAIN_UDP, min(plain[-8] << 8 | plain[-7], UDP_PAYLOAD))
         if answer is not None and len(answer) + 2 + _OPTION_OCTETS <= limit:
-            answer = answer[:-2] + _WHOLE_COOKIE
+            answer = answer[:-2] + WHOLE_COOKIE
         else:
-            own = stem + _WHOLE_COOKIE
+            own = stem + WHOLE_COOKIE
             answer = self.ready.get(own)
             if answer is None:
                 old = self._old.answers.get(own)
@@ -287,7 +290,7 @@ class FastPath:
         answer = self.ready.get(key) or self.answer(key) or self.answer_with_cookie(key, address)
         if answer is None or limiter is None:
             return answer
-        has_server_cookie = answer[-30:-24] == key[-30:-24] == _WHOLE_COOKIE
+        has_server_cookie = answer[-30:-24] == key[-30:-24] == WHOLE_COOKIE
         if cookies is not None and has_server_cookie and cookies.reply(key[-24:], address).is_proved:
             return answer
         verdict = limiter.decide(network, answer)
@@ -614,15 +617,15 @@ class FastPath:
         What was said beside a cookie is kept apart, for it had less room; its key ends like the answers it stands for.
         """
         answer = reply[2:]
-        is_whole = key[-30:-24] == _WHOLE_COOKIE
+        is_whole = key[-30:-24] == WHOLE_COOKIE
         if (
             self.guard.cookies is not None
-            and answer[-30:-24] == _WHOLE_COOKIE
+            and answer[-30:-24] == WHOLE_COOKIE
             and (is_whole or key[-14:-8] == _CLIENT_COOKIE)
         ):
             stem = key[:-30] if is_whole else key[:-14]
             question = _question(stem + b"\0\0")
-            return (stem + _WHOLE_COOKIE, question[1], answer[:-24]) if question else None
+            return (stem + WHOLE_COOKIE, question[1], answer[:-24]) if question else None
         question = _question(key)
         if question is None:
             return None
@@ -741,7 +744,7 @@ def _shortened(answer: bytes) -> bytes:
         after += answer[after] + 1
     after += 5
     rd = answer[0] & _RD
-    if answer[-30:-24] == _WHOLE_COOKIE:
+    if answer[-30:-24] == WHOLE_COOKIE:
         head = bytes((0x80 | rd, _BADCOOKIE)) + _COUNTS_EDNS
         return head + answer[_NAME_AT:after] + answer[-39:-34] + b"\x01" + answer[-33:]
     has_opt = answer.endswith(_OPT_REPLIES)

@@ -10,7 +10,6 @@ its address, by a valid cookie or a signature, is never limited.
 import ipaddress
 import socket
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -111,7 +110,7 @@ class ResponseLimiter:
     def __init__(self, limits: ResponseLimits, monotonic: Callable[[], float], metrics: Metrics) -> None:
         self._monotonic = monotonic
         self._limited = metrics.requests.limited
-        self._counts: Counter[int] = Counter()
+        self._counts: dict[int, int] = {}
         self._second_ends = 0.0
         self._exempt_seen: set[int] = set()
         self._young: dict[tuple[int, bytes], _Bucket] = {}
@@ -131,19 +130,21 @@ class ResponseLimiter:
         self._old.clear()
         self._exempt_seen.clear()
 
-    def note(self, networks: list[int]) -> bool:
-        """Count the datagrams of a batch; whether one of them comes from a network that is watched."""
+    def note(self, networks: Sequence[int], weight: int = 1) -> None:
+        """Count datagrams by network. `weight`: how many each stands for, when only some of a batch are given."""
         now = self._monotonic()
         counts = self._counts
         if now >= self._second_ends or len(counts) > MAX_NETWORKS:
             self._begin_second(now)
-        counts.update(networks)
         rate = self._limits.rate
-        watched = self.watched
-        for network in set(networks):
-            if counts[network] > rate:
+        for network in networks:
+            counts[network] = total = counts.get(network, 0) + weight
+            if total > rate:
                 self._watch(network, now)
-        return bool(watched) and not watched.keys().isdisjoint(networks)
+
+    def is_watching(self, networks: Sequence[int]) -> bool:
+        """Whether one of these networks is watched."""
+        return bool(self.watched) and not self.watched.keys().isdisjoint(networks)
 
     def _begin_second(self, now: float) -> None:
         self._counts.clear()

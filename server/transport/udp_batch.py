@@ -15,6 +15,7 @@ import sys
 from array import array
 from typing import Any, Final
 
+from server.fastpath import WHOLE_COOKIE
 from server.metrics import Metrics
 from server.peer import Peer
 from server.response_limit import V4_MASK, V6_MASK, V6_TAG
@@ -26,6 +27,7 @@ MAX_BATCHES: Final = 4  # calls a wake-up
 _DATAGRAM: Final = 65536
 _STRIDE: Final = _DATAGRAM + 192  # not a power of two: the first octets of all slots would compete for cache lines
 _ID: Final = 2
+_SAMPLE: Final = 4  # of so many datagrams one is counted, when batches are full
 _CONTROL: Final = 64
 _IPV6_RECVPKTINFO: Final = 49  # of linux/in6.h; the socket module may lack them
 _IPV6_PKTINFO: Final = 50
@@ -177,10 +179,14 @@ class BatchListener:
         sizes = self._sizes[:count].tolist()
         limiter = fast.guard.limiter
         if limiter is not None:
-            networks = self._networks(count)
-            if limiter.note(networks):
-                self._take_watched(sizes, networks)
-                return
+            # Of a full batch every fourth: when batches are full there are enough of them for that to tell
+            weight = _SAMPLE if count == BATCH else 1
+            limiter.note(self._networks(count, weight), weight)
+            if limiter.watched:
+                networks = self._networks(count, 1)
+                if limiter.is_watching(networks):
+                    self._take_watched(sizes, networks)
+                    return
         reply_sizes: list[int] = []
         slow: list[int] = []
         for at, size in zip(self._starts, sizes, strict=False):
@@ -188,7 +194,10 @@ class BatchListener:
             reply = get(key)
             if reply is None:
                 slot = len(reply_sizes)
-                reply = answer(key) or fast.answer_with_cookie(key, self._packed(slot))
+                if key[-30:-24] != WHOLE_COOKIE:
+                    reply = answer(key)
+                if reply is None:
+                    reply = fast.answer_with_cookie(key, self._packed(slot))
                 if reply is None:
                     slow.append(slot)
                     reply_sizes.append(0)
@@ -231,11 +240,12 @@ class BatchListener:
             start = slot + 1
         self._reply(start, len(reply_sizes))
 
-    def _networks(self, count: int) -> list[int]:
-        """The client network of each slot's sender (see `response_limit`)."""
+    def _networks(self, count: int, step: int) -> list[int]:
+        """The client networks (see `response_limit`) of the senders, or of every so-many-th."""
+        addresses = self._address_words[:count:step].tolist()
         if self._is_v6:
-            return [address & V6_MASK | V6_TAG for address in self._address_words[:count].tolist()]
-        return [address & V4_MASK for address in self._address_words[:count].tolist()]
+            return [address & V6_MASK | V6_TAG for address in addresses]
+        return [address & V4_MASK for address in addresses]
 
     def _packed(self, slot: int) -> bytes:
         """A slot's sender: 4 or 16 octets."""

@@ -56,7 +56,8 @@ def test_networks() -> None:
 def test_below_the_rate_nothing_is_watched() -> None:
     rrl, clock = limiter()
     for _ in range(60):
-        assert not rrl.note([HERE] * 5 + [ELSEWHERE] * 10)
+        rrl.note([HERE] * 5 + [ELSEWHERE] * 10)
+        assert not rrl.watched
         clock.now += 1.01
     assert not rrl.watched
 
