@@ -38,6 +38,7 @@ from .mappings import (
     Moved,
     Origin,
     Remove,
+    Restrict,
     Transport,
     Verdict,
 )
@@ -201,12 +202,18 @@ class Gateway:
         own_ports = frozenset(
             {*(endpoint.port for endpoint in self.natpmp_addresses), config.natpmp.announce_to.port, config.lan.port}
         )
-        self._table = MappingTable(config.limits.table_limits(own_ports), epoch=saved.epoch or 0.0, now=now)
+        self._table = MappingTable(
+            config.limits.table_limits(own_ports),
+            epoch=saved.epoch or 0.0,
+            strict_epoch=saved.strict_epoch,
+            last_address=saved.address,
+            now=now,
+        )
         self._natpmp = NatPmpFrontEnd(self._table)
         if config.pcp.enabled:
             own = self._lan.addresses
             self._pcp = PcpFrontEnd(self._table, third_party=config.pcp.third_party, own_addresses=own)
-            # Its epoch begins with each start, so clients are told of each, an external address or not.
+            # Clients are told of each start, an external address or not: the epoch says whether anything was lost.
             self._lan.announce(now=now)
         await self._backend.start()
         self._take_over(saved, addresses, now)
@@ -365,6 +372,8 @@ class Gateway:
                 match effect:
                     case Install():
                         self._install(effect)
+                    case Restrict(number, filters):
+                        self._backend.restrict(number, filters)
                     case Remove(number):
                         self._backend.remove(number)
                     case Changed(change, mapping):
@@ -373,6 +382,7 @@ class Gateway:
                         self._note_unsaved(change, mapping)
                         self._updates.end(mapping.key)
                     case AddressChanged(address):
+                        self._must_save = True
                         events.append(AddressEvent(address))
                         self._lan.announce(now=self._system.monotonic())
                     case EpochReset():
@@ -467,10 +477,13 @@ class Gateway:
         if rewrite:
             unsaved = {mapping.key: mapping for mapping in self._table.mappings()}
         now, unix = self._system.monotonic(), self._system.unix()
-        age = self._table.age(now)
+        table = self._table
+        epochs = {"epoch": table.age(now), "strict_epoch": table.strict_age(now)}
+        address = table.last_address
         try:
             await asyncio.get_running_loop().run_in_executor(
-                self._thread, lambda: state.commit(unsaved, epoch=age, now=now, unix=unix, rewrite=rewrite)
+                self._thread,
+                lambda: state.commit(unsaved, **epochs, address=address, now=now, unix=unix, rewrite=rewrite),
             )
         except StoreError as error:
             if self._retry_at is None:

@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import uuid
 from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import StartError, StoreError
-from .mappings import Key, Mapping, Origin, Transport
+from .mappings import Filter, Key, Mapping, Origin, Transport
 
-FORMAT = 1
-_SCHEMA = """
+FORMAT = 2
+_EPOCH_TABLE = """
 CREATE TABLE epoch (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     epoch REAL NOT NULL,
+    strict_epoch REAL,
+    address TEXT,
     saved_at REAL NOT NULL
 ) STRICT;
+"""
+_MAPPING_TABLE = """
 CREATE TABLE mapping (
     transport INTEGER NOT NULL,
     host TEXT NOT NULL,
@@ -30,10 +35,34 @@ CREATE TABLE mapping (
     external_port INTEGER NOT NULL CHECK (external_port BETWEEN 1 AND 65535),
     origin TEXT NOT NULL,
     expires_at REAL NOT NULL,
-    PRIMARY KEY (transport, host, internal_port),
-    UNIQUE (transport, external_port)
+    nonce BLOB,
+    filters TEXT NOT NULL,
+    description TEXT NOT NULL,
+    PRIMARY KEY (transport, host, internal_port)
 ) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX mapping_external ON mapping (transport, external_port) WHERE instr(host, ':') = 0;
 """
+_DEVICE_TABLE = """
+CREATE TABLE device (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    uuid TEXT NOT NULL
+) STRICT;
+"""
+_SCHEMA = _EPOCH_TABLE + _MAPPING_TABLE + _DEVICE_TABLE
+_OLD_ASIDE = "ALTER TABLE epoch RENAME TO old_epoch; ALTER TABLE mapping RENAME TO old_mapping;"
+_OLD_COPIED = """
+INSERT INTO epoch SELECT id, epoch, NULL, NULL, saved_at FROM old_epoch;
+INSERT INTO mapping SELECT transport, host, internal_port, external_port, origin, expires_at, NULL, '', ''
+  FROM old_mapping;
+DROP TABLE old_epoch;
+DROP TABLE old_mapping;
+"""
+_FROM_FORMAT = {
+    0: (_SCHEMA,),
+    # Format 1 knew no nonces, so the strict epoch of its reader began at 0 with each start.
+    1: (_OLD_ASIDE, _SCHEMA, _OLD_COPIED),
+}
+"""What brings a file of an older format, or an empty one, to the present one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +71,9 @@ class Saved:
 
     epoch: float | None
     mappings: tuple[Mapping, ...]
+    strict_epoch: float = 0.0
+    address: str | None = None
+    """The external address that the mappings were on last."""
     damaged: Path | None = None
     """Where a file that was no state file has been put."""
 
@@ -71,13 +103,14 @@ class StateFile:
         that is too small rather than mappings that are gone.
         """
         try:
-            found = self._connection.execute("SELECT epoch, saved_at FROM epoch").fetchone()
+            found = self._connection.execute("SELECT epoch, strict_epoch, address, saved_at FROM epoch").fetchone()
             if found is None:
-                return Saved(None, (), self._damaged)
-            epoch, saved_at = found
+                return Saved(None, (), damaged=self._damaged)
+            epoch, strict_epoch, address, saved_at = found
             unix = max(unix, saved_at)
             rows = self._connection.execute(
-                "SELECT transport, host, internal_port, external_port, origin, expires_at FROM mapping"
+                "SELECT transport, host, internal_port, external_port, origin, expires_at, nonce, filters, description"
+                " FROM mapping ORDER BY expires_at"
             ).fetchall()
             mappings = tuple(
                 Mapping(
@@ -85,20 +118,53 @@ class StateFile:
                     external_port=external_port,
                     origin=Origin(origin),
                     expires_at=now + (expires_at - unix),
+                    nonce=nonce,
+                    filters=_filters(filters),
+                    description=description,
                 )
-                for transport, host, internal_port, external_port, origin, expires_at in rows
+                for (
+                    transport,
+                    host,
+                    internal_port,
+                    external_port,
+                    origin,
+                    expires_at,
+                    nonce,
+                    filters,
+                    description,
+                ) in rows
             )
         except (sqlite3.Error, ValueError) as error:
             raise StartError(f"state file {self._path}: {error}") from None
-        return Saved(epoch + (unix - saved_at), mappings, self._damaged)
+        passed = unix - saved_at
+        strict_epoch = 0.0 if strict_epoch is None else strict_epoch + passed
+        return Saved(epoch + passed, mappings, strict_epoch, address, self._damaged)
+
+    def device_uuid(self) -> str:
+        """The UUID that UPnP knows this gateway by, drawn once for each file. Raises `StoreError`."""
+        try:
+            self._connection.execute("INSERT OR IGNORE INTO device VALUES (1, ?)", (str(uuid.uuid4()),))
+            (text,) = self._connection.execute("SELECT uuid FROM device").fetchone()
+        except sqlite3.Error as error:
+            raise StoreError(f"state file {self._path}: {error}") from error
+        return str(text)
 
     def commit(
-        self, changes: Dict[Key, Mapping | None], *, epoch: float, now: float, unix: float, rewrite: bool = False
+        self,
+        changes: Dict[Key, Mapping | None],
+        *,
+        epoch: float,
+        now: float,
+        unix: float,
+        strict_epoch: float = 0.0,
+        address: str | None = None,
+        rewrite: bool = False,
     ) -> None:
         """Make changes durable: the mapping of a key, or None where it is gone.
 
         With `rewrite`, `changes` is the whole table and takes the place of what was there. `now` and `unix` are the
-        same moment on both clocks, `epoch` the seconds the epoch had then.
+        same moment on both clocks, `epoch` and `strict_epoch` the seconds that the epochs had then, on the
+        external `address`.
         """
         gone = [key for key, mapping in changes.items() if mapping is None or rewrite]
         kept = [mapping for mapping in changes.values() if mapping is not None]
@@ -112,9 +178,11 @@ class StateFile:
                     [*gone, *(mapping.key for mapping in kept)],
                 )
                 self._connection.executemany(
-                    "INSERT INTO mapping VALUES (?, ?, ?, ?, ?, ?)", list(_rows(kept, now=now, unix=unix))
+                    "INSERT INTO mapping VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", list(_rows(kept, now=now, unix=unix))
                 )
-                self._connection.execute("INSERT OR REPLACE INTO epoch VALUES (1, ?, ?)", (epoch, unix))
+                self._connection.execute(
+                    "INSERT OR REPLACE INTO epoch VALUES (1, ?, ?, ?, ?)", (epoch, strict_epoch, address, unix)
+                )
         except sqlite3.Error as error:
             raise StoreError(f"state file {self._path}: {error}") from error
 
@@ -140,8 +208,9 @@ class StateFile:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
+            if version in _FROM_FORMAT:
+                script = "".join(_FROM_FORMAT[version])
+                connection.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {FORMAT}; COMMIT;")
             elif version != FORMAT:
                 raise StartError(f"state file {self._path}: written by another version of homing (format {version})")
             # A file that can only be read fails here and not at the first mapping.
@@ -154,9 +223,28 @@ class StateFile:
         return connection
 
 
-def _rows(mappings: Iterable[Mapping], *, now: float, unix: float) -> Iterable[tuple[int, str, int, int, str, float]]:
+_Row = tuple[int, str, int, int, str, float, bytes | None, str, str]
+
+
+def _rows(mappings: Iterable[Mapping], *, now: float, unix: float) -> Iterable[_Row]:
     for mapping in mappings:
         if mapping.expires_at is not None:
             transport, host, port = mapping.key
             expires_at = unix + (mapping.expires_at - now)
-            yield int(transport), host, port, mapping.external_port, mapping.origin.value, expires_at
+            filters = " ".join(f"{network}@{remote_port}" for network, remote_port in mapping.filters)
+            yield (
+                int(transport),
+                host,
+                port,
+                mapping.external_port,
+                mapping.origin.value,
+                expires_at,
+                mapping.nonce,
+                filters,
+                mapping.description,
+            )
+
+
+def _filters(text: str) -> tuple[Filter, ...]:
+    parts = (part.rpartition("@") for part in text.split())
+    return tuple(Filter(network, int(port)) for network, _, port in parts)

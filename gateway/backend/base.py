@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from gateway.mappings import Install
+from gateway.mappings import Filter, Install
 
 
 class Backend(Protocol):
     """Carries packets from external ports to internal hosts and back."""
+
+    opens_pinholes: bool
+    """Whether it can let packets through to hosts under their own IPv6 addresses."""
 
     async def start(self) -> None:
         """Get ready. Raises `StartError`."""
@@ -23,9 +26,15 @@ class Backend(Protocol):
         """Raise `InstallRefusedError` if no mapping could be installed on this address."""
 
     def install(self, install: Install) -> None:
-        """Carry packets for this mapping on this external address from now on.
+        """Carry packets for this mapping on this external address from now on, of its filters' peers if it has any.
 
         Raises `InstallRefusedError` if the port cannot be had there; nothing is left behind then.
+        """
+
+    def restrict(self, number: int, filters: tuple[Filter, ...]) -> None:
+        """Let only these remote peers begin traffic from now on, everybody if none is named.
+
+        What runs through it for others ends. Unknown numbers are ignored.
         """
 
     def remove(self, number: int) -> None:

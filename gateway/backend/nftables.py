@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import structlog
 
 from gateway.errors import InstallRefusedError, StartError
-from gateway.mappings import Install, Transport
+from gateway.mappings import Filter, Install, Transport
 
 from .libnftables import LIBRARY, Nftables, NftablesError
 from .netfilter import ElementChange, End, Netfilter, NetfilterError, Pattern, RulesetEvents, Way, packed
@@ -177,6 +177,8 @@ class _Outdated(Exception):
 class NftablesBackend:
     """Implements `gateway.backend.base.Backend` with rules of the kernel."""
 
+    opens_pinholes = False
+
     def __init__(self, options: NftablesOptions, *, library: str = LIBRARY) -> None:
         self.counters: Counter[str] = Counter()
         self._options = options
@@ -257,6 +259,9 @@ class NftablesBackend:
             self._stale |= _flows_of(element)
             self._stale.add(Pattern(Way.ORIGINAL, End.SENDER, element.inside.transport, *_place(element.inside)))
         self._plan_flows()
+
+    def restrict(self, number: int, filters: tuple[Filter, ...]) -> None:
+        """Not to be asked for yet: PCP refuses filters."""
 
     def remove(self, number: int) -> None:
         element = self._forget(number)

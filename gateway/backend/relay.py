@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import structlog
 
 from gateway.errors import InstallRefusedError
-from gateway.mappings import Install, Transport
+from gateway.mappings import Filter, Install, Transport
 
+from .admission import Admission
 from .tcp import ConnectionTable, TcpMapping
 from .udp import Endpoint, FlowTable, UdpMapping
 
@@ -34,6 +35,8 @@ class RelayLimits:
 
 class Relay:
     """Implements `gateway.backend.base.Backend` on sockets of this process."""
+
+    opens_pinholes = False
 
     def __init__(self, limits: RelayLimits) -> None:
         self.counters: Counter[str] = Counter()
@@ -84,15 +87,23 @@ class Relay:
         mapping = install.mapping
         outside = (install.external_address, mapping.external_port)
         inside = (mapping.key.host, mapping.key.port)
+        if mapping.key.is_pinhole:
+            raise InstallRefusedError("a relay opens no firewall")
+        admission = Admission(mapping.filters)
         self._installs[install.number] = install
         try:
             if mapping.key.transport is Transport.UDP:
-                self._mappings[install.number] = UdpMapping(install.number, outside, inside, self._udp)
+                self._mappings[install.number] = UdpMapping(install.number, outside, inside, self._udp, admission)
             else:
-                self._mappings[install.number] = TcpMapping(install.number, outside, inside, self._tcp)
+                self._mappings[install.number] = TcpMapping(install.number, outside, inside, self._tcp, admission)
         except OSError as error:
             del self._installs[install.number]
             raise InstallRefusedError(error.strerror or str(error)) from error
+
+    def restrict(self, number: int, filters: tuple[Filter, ...]) -> None:
+        carrier = self._mappings.get(number)
+        if carrier is not None:
+            carrier.restrict(Admission(filters))
 
     def remove(self, number: int) -> None:
         carrier = self._mappings.pop(number, None)

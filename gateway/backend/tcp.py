@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
+from .admission import Admission
 from .udp import Endpoint
 
 CONNECT_SECONDS = 10.0
@@ -158,9 +159,10 @@ class ConnectionTable:
         self._on_open(mapping.number, "tcp", peer)
         accepted = _Accepted(outer)
         task = self.loop.create_task(self._carry(mapping, accepted), name=f"relay tcp {peer[0]}:{peer[1]}")
-        for tasks in (self._tasks, mapping.tasks):
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        mapping.tasks[task] = peer
+        task.add_done_callback(lambda task: mapping.tasks.pop(task, None))
         task.add_done_callback(lambda task: self._note_end(task, accepted))
 
     async def drain(self) -> None:
@@ -198,10 +200,13 @@ class ConnectionTable:
 class TcpMapping:
     """The outside of a TCP mapping. The constructor raises OSError if the port cannot be had."""
 
-    def __init__(self, number: int, outside: Endpoint, inside: Endpoint, connections: ConnectionTable) -> None:
+    def __init__(
+        self, number: int, outside: Endpoint, inside: Endpoint, connections: ConnectionTable, admission: Admission
+    ) -> None:
         self.number = number
         self.inside = inside
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks: dict[asyncio.Task[None], Endpoint] = {}
+        self._admission = admission
         self._table = connections
         self._pause: asyncio.TimerHandle | None = None
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -214,6 +219,13 @@ class TcpMapping:
             self._socket.close()
             raise
         self._listen()
+
+    def restrict(self, admission: Admission) -> None:
+        """Let in others than so far; connections of those who are out now are reset."""
+        self._admission = admission
+        for task, peer in list(self.tasks.items()):
+            if not admission.admits(peer):
+                task.cancel()
 
     def close(self) -> None:
         """Stop listening and reset all connections."""
@@ -242,4 +254,8 @@ class TcpMapping:
                     return
                 continue
             outer.setblocking(False)
+            if not self._admission.admits(peer):
+                self._table.counters["tcp filtered"] += 1
+                reset(outer)
+                continue
             self._table.open(self, outer, peer)

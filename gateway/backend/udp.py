@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .admission import Admission
+
 Endpoint = tuple[str, int]
 
 BURST = 64
@@ -143,11 +145,14 @@ class FlowTable:
 class UdpMapping:
     """The outside of a UDP mapping. The constructor raises OSError if the port cannot be had."""
 
-    def __init__(self, number: int, outside: Endpoint, inside: Endpoint, flows: FlowTable) -> None:
+    def __init__(
+        self, number: int, outside: Endpoint, inside: Endpoint, flows: FlowTable, admission: Admission
+    ) -> None:
         self.number = number
         self.inside = inside
         self.flows: dict[Endpoint, Flow] = {}
         self._table = flows
+        self._admission = admission
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
             self._socket.bind(outside)
@@ -155,6 +160,13 @@ class UdpMapping:
         except OSError:
             self._socket.close()
             raise
+
+    def restrict(self, admission: Admission) -> None:
+        """Let in others than so far; flows of those who are out now end."""
+        self._admission = admission
+        for peer, flow in list(self.flows.items()):
+            if not admission.admits(peer):
+                self._table.close(flow)
 
     def close(self) -> None:
         """Stop listening and end all flows."""
@@ -182,6 +194,9 @@ class UdpMapping:
                 continue
             flow = self.flows.get(peer)
             if flow is None:
+                if not self._admission.admits(peer):
+                    self._table.counters["udp filtered"] += 1
+                    continue
                 flow = self._table.open(self, peer)
                 if flow is None:
                     continue

@@ -17,7 +17,7 @@ from itertools import count
 from typing import Any, Final, NamedTuple, TypeVar
 
 from gateway.errors import InstallRefusedError
-from gateway.mappings import Install, Transport
+from gateway.mappings import Filter, Install, Transport
 from tests.support.simloop import Address, SimLoop
 from tests.support.wire import Packet, Wire
 
@@ -91,6 +91,8 @@ class Lan:
 
     # The back end of the gateway
 
+    opens_pinholes = False
+
     async def start(self) -> None:
         """A new gateway process begins with nothing installed."""
 
@@ -108,6 +110,9 @@ class Lan:
             raise InstallRefusedError("port in use")
         self.installed[install.number] = install
         self._by_port[place] = install
+
+    def restrict(self, number: int, filters: tuple[Filter, ...]) -> None:
+        assert not filters, "nobody asks for filters here"
 
     def remove(self, number: int) -> None:
         install = self.installed.pop(number, None)

@@ -162,7 +162,7 @@ MUTATIONS: dict[str, tuple[dict[str, Any], str]] = {
         "serial of",
     ),
     "mappings share external ports": (
-        {"gateway.mappings.MappingTable._is_free": lambda *_, **__: True},
+        {"gateway.mappings.ExternalPorts.is_free": lambda *_, **__: True},
         "gateway",
     ),
 }

@@ -574,21 +574,29 @@ async def test_pcp_clients_are_told_where_their_mappings_moved(tmp_path: Path) -
 
 
 @pytest.mark.rfc("6887", "8.5")
-async def test_a_restart_begins_the_epoch_of_pcp_and_keeps_its_mappings(tmp_path: Path) -> None:
+@pytest.mark.parametrize("moves", [False, True], ids=["same address", "another address"])
+async def test_a_restart_keeps_nonces_and_the_epoch_of_pcp_unless_the_address_changed(
+    tmp_path: Path, moves: bool
+) -> None:
     time = ManualTime()
     settings = config(tmp_path)
     async with running(settings, system=time) as gateway:
         with udp(HOST_A) as sock:
             made = pcp.decode_response(await exchange(gateway, sock, pcp_map(4500)))
             time.elapsed += 1000
+    if moves:
+        settings = config(tmp_path, external={"address": SECOND_EXTERNAL})
     async with running(settings, system=time) as gateway:
         assert gateway.epoch() >= 1000
         with udp(HOST_A) as sock:
-            again = pcp.decode_response(await exchange(gateway, sock, pcp_map(4500)))
-            assert again.epoch <= 1
-            assert again.body == made.body
             stranger = pcp.decode_response(await exchange(gateway, sock, pcp_map(4500, nonce=b"not the same")))
             assert stranger.result == pcp.ResultCode.NOT_AUTHORIZED
+            again = pcp.decode_response(await exchange(gateway, sock, pcp_map(4500)))
+            assert (again.epoch <= 1) is moves
+            assert moves or again.epoch >= 1000
+            assert again.body is not None
+            assert made.body is not None
+            assert again.body.external_port == made.body.external_port
 
 
 async def test_a_start_without_an_address_is_announced_to_pcp_clients(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import StartError, StoreError
-from gateway.mappings import Key, Mapping, Origin, Transport
+from gateway.mappings import Filter, Key, Mapping, Origin, Transport
 from gateway.state import StateFile
 
 A = Key(Transport.UDP, "192.168.1.10", 4500)
@@ -94,3 +94,63 @@ def test_a_file_of_a_newer_format_is_left_alone(path: Path) -> None:
 def test_a_directory_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="missing"):
         StateFile(tmp_path / "missing" / "state")
+
+
+def test_all_of_a_mapping_comes_back(state: StateFile) -> None:
+    whole = Mapping(
+        key=A,
+        external_port=4500,
+        origin=Origin.PCP,
+        expires_at=600.0,
+        nonce=b"\0nonce\xff12345",
+        filters=(Filter("198.51.100.0/24", 0), Filter("203.0.113.9/32", 80)),
+        description="Söhne & Töchter",
+    )
+    pinholes = [
+        Mapping(key=Key(Transport.TCP, host, 22), external_port=22, origin=Origin.PCP, expires_at=700.0)
+        for host in ("2001:db8::10", "2001:db8::11")
+    ]
+    changes = {each.key: each for each in (whole, *pinholes)}
+    state.commit(changes, epoch=9.0, strict_epoch=5.0, address="203.0.113.7", now=0.0, unix=0.0)
+    saved = state.load(now=0.0, unix=1.0)
+    assert saved.epoch == 10.0
+    assert (saved.strict_epoch, saved.address) == (6.0, "203.0.113.7")
+    times = {each.expires_at for each in saved.mappings}
+    assert times == {599.0, 699.0}
+    assert {(each.key, each.nonce, each.filters, each.description) for each in saved.mappings} == {
+        (each.key, each.nonce, each.filters, each.description) for each in (whole, *pinholes)
+    }
+
+
+def test_a_file_of_format_1_is_taken_over(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            """
+            CREATE TABLE epoch (
+                id INTEGER PRIMARY KEY CHECK (id = 1), epoch REAL NOT NULL, saved_at REAL NOT NULL
+            ) STRICT;
+            CREATE TABLE mapping (
+                transport INTEGER NOT NULL, host TEXT NOT NULL, internal_port INTEGER NOT NULL,
+                external_port INTEGER NOT NULL, origin TEXT NOT NULL, expires_at REAL NOT NULL,
+                PRIMARY KEY (transport, host, internal_port), UNIQUE (transport, external_port)
+            ) STRICT, WITHOUT ROWID;
+            INSERT INTO epoch VALUES (1, 50.0, 1000.0);
+            INSERT INTO mapping VALUES (17, '192.168.1.10', 4500, 4501, 'natpmp', 2000.0);
+            PRAGMA user_version = 1;
+            """
+        )
+    file = StateFile(path)
+    saved = file.load(now=0.0, unix=1000.0)
+    assert (saved.epoch, saved.strict_epoch, saved.address) == (50.0, 0.0, None)
+    assert saved.mappings == (mapping(A, 4501, expires_at=1000.0),)
+    file.commit({B: mapping(B, 22)}, epoch=50.0, now=0.0, unix=1000.0)
+    assert len(file.load(now=0.0, unix=1000.0).mappings) == 2
+    file.close()
+
+
+def test_the_device_keeps_its_name(path: Path, state: StateFile) -> None:
+    name = state.device_uuid()
+    assert state.device_uuid() == name
+    other = StateFile(path)
+    assert other.device_uuid() == name
+    other.close()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from gateway.mappings import (
+    FILTER_LIMIT,
     INSTALL_TRIES,
     AddressChanged,
     Answer,
@@ -14,6 +16,8 @@ from gateway.mappings import (
     Changed,
     Effect,
     EpochReset,
+    Filter,
+    FilterChange,
     Install,
     Key,
     Limits,
@@ -22,6 +26,7 @@ from gateway.mappings import (
     Moved,
     Origin,
     Remove,
+    Restrict,
     Transport,
     Verdict,
 )
@@ -40,6 +45,7 @@ class Played:
         self.accepts: Callable[[Install], bool] = lambda install: True
         self.carried: dict[int, Install] = {}
         self.changes: list[tuple[Change, Mapping]] = []
+        self.restricted: dict[int, tuple[Filter, ...]] = {}
         self.others: list[Effect] = []
         self.answers: dict[object, Answer] = {}
         self._ticket = 0
@@ -56,6 +62,8 @@ class Played:
                         if ok:
                             self.carried[effect.number] = effect
                         self.table.installed(effect.number, ok, now=self.now)
+                    case Restrict(number, filters):
+                        self.restricted[number] = filters
                     case Remove(number):
                         del self.carried[number]
                     case Changed(change, mapping):
@@ -66,16 +74,18 @@ class Played:
                     case _:
                         self.others.append(effect)
 
-    def ask(self, key: Key, suggested: int = 0, lifetime: int = 3600, draw: int = 7) -> tuple[Verdict, int, int]:
+    def ask(
+        self, key: Key, suggested: int = 0, lifetime: int = 3600, draw: int = 7, **more: Any
+    ) -> tuple[Verdict, int, int]:
         self._ticket += 1
         self.table.request(
             key,
             suggested_port=suggested,
             lifetime=lifetime,
-            origin=Origin.NATPMP,
             ticket=self._ticket,
             draw=draw,
             now=self.now,
+            **{"origin": Origin.NATPMP, **more},
         )
         return self._answer()
 
@@ -509,3 +519,143 @@ def test_a_mapping_that_cannot_be_stored_is_taken_back() -> None:
 def test_epoch_counts_seconds_on() -> None:
     table = MappingTable(Limits(), epoch=41.5, now=10.0)
     assert [table.epoch(10.0), table.epoch(10.5), table.epoch(1010.0)] == [41, 42, 1041]
+
+
+IGD = {"origin": Origin.IGD, "exact": True}
+
+
+def test_upnp_takes_its_own_hosts_port_for_another_inside() -> None:
+    played = Played()
+    played.ask(Key(TCP, A, 80), 8080, **IGD)
+    assert played.ask(Key(TCP, A, 81), 8080, **IGD) == (Verdict.DONE, 8080, 3600)
+    assert played.external_ports() == {Key(TCP, A, 81): 8080}
+    assert [install.mapping.key.port for install in played.carried.values()] == [81]
+
+
+def test_upnp_moves_its_own_mapping_to_another_port() -> None:
+    played = Played()
+    played.ask(Key(TCP, A, 80), 8080, **IGD)
+    assert played.ask(Key(TCP, A, 80), 8081, **IGD) == (Verdict.DONE, 8081, 3600)
+    assert played.external_ports() == {Key(TCP, A, 80): 8081}
+    # The port that it left rests for others, not for the same host.
+    assert played.ask(Key(TCP, B, 80), 8080, **IGD)[0] is Verdict.NOT_AS_ASKED
+    assert played.ask(Key(TCP, A, 99), 8080, **IGD) == (Verdict.DONE, 8080, 3600)
+
+
+@pytest.mark.parametrize("origin", [Origin.NATPMP, Origin.PCP])
+def test_upnp_leaves_alone_what_others_made(origin: Origin) -> None:
+    played = Played()
+    played.ask(Key(TCP, A, 80), 8080, origin=origin)
+    played.ask(Key(TCP, A, 90), 9090, **IGD)
+    for key, port in ((Key(TCP, A, 81), 8080), (Key(TCP, A, 80), 8081), (Key(TCP, A, 80), 9090)):
+        assert played.ask(key, port, **IGD)[0] is Verdict.NOT_AS_ASKED
+    assert played.external_ports() == {Key(TCP, A, 80): 8080, Key(TCP, A, 90): 9090}
+    assert played.ask(Key(TCP, A, 80), 8080, **IGD)[0] is Verdict.DONE
+
+
+def test_upnp_never_takes_another_hosts_port() -> None:
+    played = Played()
+    played.ask(Key(TCP, A, 80), 8080, **IGD)
+    assert played.ask(Key(TCP, B, 80), 8080, **IGD)[0] is Verdict.NOT_AS_ASKED
+    assert played.ask(Key(UDP, B, 80), 8080, **IGD)[0] is Verdict.NOT_AS_ASKED
+    played.ask(Key(TCP, B, 80), 9090, **IGD)
+    # What it has already stays when what it wants cannot be had.
+    assert played.ask(Key(TCP, B, 80), 8080, **IGD)[0] is Verdict.NOT_AS_ASKED
+    assert played.external_ports() == {Key(TCP, A, 80): 8080, Key(TCP, B, 80): 9090}
+
+
+def test_upnp_may_have_a_week_and_others_do_not_shorten_it() -> None:
+    played = Played()
+    assert played.ask(Key(TCP, A, 80), 8080, 604800, **IGD)[2] == 604800
+    assert played.ask(Key(TCP, A, 80), 8080, 3600) == (Verdict.DONE, 8080, 3600)
+    (mapping,) = played.table.mappings_of(A)
+    assert mapping.expires_at == played.now + 604800
+    assert played.ask(Key(TCP, A, 80), 8080, 3600, **IGD)[2] == 3600
+    (mapping,) = played.table.mappings_of(A)
+    assert mapping.expires_at == played.now + 3600
+
+
+def test_a_description_is_that_of_its_maker() -> None:
+    played = Played()
+    played.ask(Key(TCP, A, 80), 8080, description="game", **IGD)
+    played.ask(Key(TCP, A, 80), 8080)
+    played.ask(Key(TCP, A, 81), 8081)
+    played.ask(Key(TCP, A, 81), 8081, description="mine", **IGD)
+    assert [mapping.description for mapping in played.table.mappings_of(A)] == ["game", ""]
+    played.ask(Key(TCP, A, 80), 8080, description="other game", **IGD)
+    assert [mapping.description for mapping in played.table.mappings_of(A)] == ["other game", ""]
+
+
+def test_the_order_of_a_hosts_mappings_stays_while_they_are_renewed() -> None:
+    played = Played()
+    for port in (90, 80, 85):
+        played.ask(Key(TCP, A, port), 8000 + port, **IGD)
+    played.ask(Key(TCP, A, 90), 8090, **IGD)
+    assert [mapping.key.port for mapping in played.table.mappings_of(A)] == [90, 80, 85]
+    found = played.table.find_external(TCP, 8085)
+    assert found is not None
+    assert found.key == Key(TCP, A, 85)
+    assert played.table.find_external(UDP, 8085) is None
+
+
+def test_a_host_that_left_takes_its_mappings_along_but_not_static_ones() -> None:
+    played = Played()
+    played.table.add_static(Key(TCP, A, 22), 2222)
+    played.ask(Key(TCP, A, 80), 8080, origin=Origin.PCP, nonce=b"n" * 12)
+    played.ask(Key(UDP, A, 80), 8080)
+    played.ask(Key(UDP, B, 80), 8081)
+    assert played.table.host_gone(A, now=played.now) == 2
+    played.settle()
+    assert played.external_ports() == {Key(TCP, A, 22): 2222, Key(UDP, B, 80): 8081}
+
+
+NET = Filter("198.51.100.0/24", 0)
+
+
+@pytest.mark.rfc("6887", "13.3")
+def test_filters_add_up_until_they_are_cleared() -> None:
+    played = Played()
+    key = Key(UDP, A, 4500)
+    played.ask(key, 4500, origin=Origin.PCP, nonce=b"n" * 12, filters=FilterChange(False, (NET,)))
+    (number, install) = next(iter(played.carried.items()))
+    assert install.mapping.filters == (NET,)
+    other = Filter("203.0.113.9/32", 80)
+    played.ask(key, 4500, origin=Origin.PCP, nonce=b"n" * 12, filters=FilterChange(False, (other, NET)))
+    assert played.restricted == {number: (NET, other)}
+    played.ask(key, 4500)  # NAT-PMP has no word for them, so they stay
+    assert played.table.mappings()[0].filters == (NET, other)
+    played.ask(key, 4500, origin=Origin.PCP, nonce=b"n" * 12, filters=FilterChange(True, ()))
+    assert played.restricted == {number: ()}
+    many = tuple(Filter(f"198.51.100.{number}/32", 0) for number in range(FILTER_LIMIT + 1))
+    asked = played.ask(key, 4500, origin=Origin.PCP, nonce=b"n" * 12, filters=FilterChange(False, many))
+    assert asked == (Verdict.TOO_MANY_FILTERS, 0, 0)
+    assert played.restricted == {number: ()}
+
+
+SIX = "2001:db8::10"
+
+
+@pytest.mark.rfc("6887", "11")
+def test_pinholes_have_no_port_of_the_external_address() -> None:
+    played = Played(address=None)
+    assert played.ask(Key(TCP, SIX, 22), 0, origin=Origin.PCP, nonce=b"n" * 12) == (Verdict.DONE, 22, 3600)
+    assert played.ask(Key(TCP, "2001:db8::11", 22), 22, origin=Origin.PCP)[:2] == (Verdict.DONE, 22)
+    assert [install.external_address for install in played.carried.values()] == [SIX, "2001:db8::11"]
+    carried = dict(played.carried)
+    played.table.set_external_address(EXTERNAL, now=played.now)
+    played.settle()
+    assert played.carried == carried
+    assert played.ask(Key(TCP, SIX, 23), 24, origin=Origin.PCP, exact=True)[0] is Verdict.NOT_AS_ASKED
+    assert played.ask(Key(TCP, A, 22), 2222)[0] is Verdict.DONE
+    assert played.delete(Key(TCP, "2001:db8::11", 22))[0] is Verdict.DONE
+    played.now += 3600
+    played.table.handle_deadline(now=played.now)
+    played.settle()
+    assert played.table.mappings() == []
+
+
+def test_a_pinhole_that_cannot_be_opened_is_refused_at_once() -> None:
+    played = Played()
+    played.accepts = lambda install: False
+    assert played.ask(Key(TCP, SIX, 22), 0, origin=Origin.PCP)[0] is Verdict.NO_RESOURCES
+    assert played.table.mappings() == []

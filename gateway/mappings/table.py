@@ -1,17 +1,14 @@
-"""The mapping table: which external port leads to which internal host, until when (RFC 6886 §3, RFC 6887 §11).
+"""The table itself: requests, deletions, lapses, moves to another address, and what has to happen for each.
 
-Pure: time and entropy come in as arguments, what has to happen goes out as effects. It imports no asyncio, socket,
-clock, random source or logging, and it knows no wire format: NAT-PMP and PCP both ask it through `request` and
-`delete`, so that what one of them maps the other sees, keeps and respects. Times are monotonic seconds of one clock of
-the caller's choice; hosts are IPv4 addresses in dotted form.
+Time and entropy come in as arguments, what has to happen goes out as effects. Times are monotonic seconds of one clock
+of the caller's choice.
 
 Contract: call in, then take the effects and carry them out in order. An `Install` is reported back with `installed`,
 and only then is its request answered. A caller that stores mappings does so for every `Changed` before it sends the
 `Answer`s taken along with it.
 
-Invariants: one row per (transport, internal host, internal port); one row per (transport, external port); the same
-external port of the two transports never belongs to two internal hosts (RFC 6886 §3.3, companion port); a freed
-external port goes to another client only after its rest, or when no other port is left.
+Invariants: one row per (transport, internal host, internal port), and those of `ExternalPorts`. A pinhole has no
+external port of its own and does not depend on the external address.
 """
 
 from __future__ import annotations
@@ -20,169 +17,27 @@ import heapq
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from enum import Enum, IntEnum, StrEnum
-from typing import NamedTuple
 
-HIGHEST_PORT = 65535
-BARRED_PORTS = frozenset({5350, 5351})
-"""Never handed out: the ports of NAT-PMP and PCP themselves (RFC 6887 §11.3)."""
+from .effects import (
+    AddressChanged,
+    Answer,
+    Change,
+    Changed,
+    Effect,
+    EpochReset,
+    Install,
+    Moved,
+    Remove,
+    Restrict,
+    Verdict,
+)
+from .ports import ExternalPorts
+from .values import FILTER_LIMIT, FilterChange, Key, Limits, Mapping, Origin, Transport
+
 INSTALL_TRIES = 8
 """Ports offered to the back end for one request; a refusal means that a program of the host itself holds the port."""
 WAITING_LIMIT = 4
 """Requests that wait for one installation; more are dropped, the client gets the answers to the first ones."""
-
-
-class Transport(IntEnum):
-    """IANA protocol numbers."""
-
-    TCP = 6
-    UDP = 17
-
-    @property
-    def companion(self) -> Transport:
-        """The other one, whose port of the same number is kept for the same host."""
-        return Transport.TCP if self is Transport.UDP else Transport.UDP
-
-
-class Origin(StrEnum):
-    """Who made a mapping."""
-
-    NATPMP = "natpmp"
-    PCP = "pcp"
-    STATIC = "static"
-
-
-class Key(NamedTuple):
-    """The inside of a mapping, which identifies it."""
-
-    transport: Transport
-    host: str
-    port: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mapping:
-    """One row. `expires_at` is None for a static mapping, which neither lapses nor is deleted by clients.
-
-    `nonce` is that of the first PCP request for it, and then guards it (RFC 6887 §11.3). It is not shown.
-    """
-
-    key: Key
-    external_port: int
-    origin: Origin
-    expires_at: float | None
-    nonce: bytes | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Bounds of the table. Lifetimes are seconds; quotas count mappings that clients made, not static ones."""
-
-    shortest_lifetime: int = 120
-    longest_lifetime: int = 86400
-    lowest_port: int = 1024
-    highest_port: int = HIGHEST_PORT
-    reserved_ports: frozenset[int] = frozenset()
-    per_host: int = 128
-    total: int = 4096
-    hold_down: int = 120
-    """Seconds that a freed external port rests before another client gets it (RFC 6887 §15)."""
-
-
-class Verdict(Enum):
-    """How a request ended; each front end has its own numbers for these."""
-
-    DONE = "done"
-    NOT_PERMITTED = "not permitted"
-    NO_EXTERNAL_ADDRESS = "no external address"
-    NO_RESOURCES = "no resources"
-    OVER_QUOTA = "over quota"
-    NOT_AS_ASKED = "not as asked"
-    """The client wanted this external port and address or none (RFC 6887 §13.2)."""
-
-
-class Change(Enum):
-    """What happened to a mapping."""
-
-    CREATED = "created"
-    RENEWED = "renewed"
-    DELETED = "deleted"
-    LAPSED = "lapsed"
-    LOST = "lost"
-
-
-@dataclass(frozen=True, slots=True)
-class Install:
-    """Make this mapping carry packets on this external address, then report to `MappingTable.installed`."""
-
-    number: int
-    mapping: Mapping
-    external_address: str
-
-
-@dataclass(frozen=True, slots=True)
-class Remove:
-    """Stop carrying packets for an installation."""
-
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Changed:
-    """Store and show this. For all but CREATED and RENEWED the mapping no longer exists."""
-
-    change: Change
-    mapping: Mapping
-
-
-@dataclass(frozen=True, slots=True)
-class AddressChanged:
-    """The external address is another one now, or gone; clients have to be told."""
-
-    external_address: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class EpochReset:
-    """Mappings were lost that clients believe in: both epochs began anew, to be stored and announced."""
-
-
-@dataclass(frozen=True, slots=True)
-class Moved:
-    """A mapping works on another external address now; its last requester can be told (RFC 6887 §14.2)."""
-
-    mapping: Mapping
-    external_address: str
-    requester: object
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The outcome of the request or deletion that came with this ticket, handed back as it was given.
-
-    `external_port` and `lifetime` describe the mapping that exists afterwards, 0 if there is none; a refused deletion
-    names the port of the mapping that stays. `external_address` belongs to a mapping that exists. `retry_after` is
-    the seconds for which a refusal stands, 0 if that is not known.
-    """
-
-    ticket: object
-    verdict: Verdict
-    external_port: int = 0
-    lifetime: int = 0
-    external_address: str | None = None
-    is_permanent: bool = False
-    retry_after: int = 0
-
-
-Effect = Install | Remove | Changed | AddressChanged | EpochReset | Moved | Answer
-
-
-class _Held(NamedTuple):
-    """A freed external port, until when it rests, and for whom it does not."""
-
-    until: float
-    key: Key
-    nonce: bytes | None
 
 
 @dataclass(slots=True)
@@ -215,18 +70,24 @@ class _Row:
 class MappingTable:
     """All mappings of one external address."""
 
-    def __init__(self, limits: Limits, *, epoch: float = 0.0, now: float) -> None:
-        """Begin empty, `epoch` seconds old for protocols that forgive a move."""
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        epoch: float = 0.0,
+        strict_epoch: float = 0.0,
+        last_address: str | None = None,
+        now: float,
+    ) -> None:
+        """Begin empty, with the age that both epochs have and the external address that mappings were on last."""
         self._limits = limits
-        self._reserved = BARRED_PORTS | limits.reserved_ports
         self._initialised_at = now - epoch
-        self._undisturbed_since = now
+        self._undisturbed_since = now - strict_epoch
         self._external_address: str | None = None
-        self._last_address: str | None = None
-        self._held: dict[tuple[Transport, int], _Held] = {}
+        self._last_address = last_address
         self._rows: dict[Key, _Row] = {}
-        self._by_external: dict[tuple[Transport, int], Key] = {}
-        self._by_host: dict[str, set[Key]] = {}
+        self._ports = ExternalPorts(limits)
+        self._by_host: dict[str, dict[Key, None]] = {}
         self._dynamic_by_host: dict[str, int] = {}
         self._dynamic = 0
         self._installations: dict[int, Key] = {}
@@ -248,14 +109,22 @@ class MappingTable:
     def strict_epoch(self, now: float) -> int:
         """Whole seconds since anything happened to mappings that clients did not ask for (RFC 6887 §8.5).
 
-        It begins anew with another external address, too, and with this object: a state file keeps neither nonces nor
-        the address, so after a restart clients have to come and name them.
+        It begins anew with another external address, too.
         """
-        return max(0, int(now - self._undisturbed_since))
+        return int(self.strict_age(now))
 
     def age(self, now: float) -> float:
         """The epoch with its fraction, which a state file keeps so that restarts do not add up to a loss."""
         return max(0.0, now - self._initialised_at)
+
+    def strict_age(self, now: float) -> float:
+        """The strict epoch with its fraction."""
+        return max(0.0, now - self._undisturbed_since)
+
+    @property
+    def last_address(self) -> str | None:
+        """The external address that mappings are on, or were on last."""
+        return self._last_address
 
     def mappings(self) -> list[Mapping]:
         """All mappings that exist for clients, those waiting for an external address included."""
@@ -265,6 +134,16 @@ class MappingTable:
         """The mapping of an internal endpoint."""
         row = self._rows.get(key)
         return row.mapping if row is not None and row.created else None
+
+    def find_external(self, transport: Transport, port: int) -> Mapping | None:
+        """The mapping of an external port."""
+        key = self._ports.holder(transport, port)
+        return None if key is None else self.find(key)
+
+    def mappings_of(self, host: str) -> list[Mapping]:
+        """One host's mappings, in the order in which they came about."""
+        keys = self._by_host.get(host, {})
+        return [row.mapping for row in (self._rows[key] for key in keys) if row.created]
 
     # -- requests --------------------------------------------------------------------------------------------------
 
@@ -282,6 +161,8 @@ class MappingTable:
         suggested_address: str | None = None,
         exact: bool = False,
         requester: object | None = None,
+        filters: FilterChange | None = None,
+        description: str = "",
     ) -> None:
         """Create or renew the mapping of `key`; the answer comes as an effect.
 
@@ -291,35 +172,52 @@ class MappingTable:
         a condition.
 
         A mapping with another nonce is not the asker's and is left alone. Who brings no nonce renews a mapping that
-        has one, but does not shorten it. `requester` is named by `Moved` later on.
+        has one, but does not shorten it; nor does one front end shorten what UPnP made, whose client may never renew.
+        `requester` is named by `Moved` later on. `description` is a text of UPnP's, where an exact request also takes
+        the place of what the same host has on either end of the new mapping through UPnP (WANIPConnection:1 §2.4.16).
         """
         self._lapse(now)
-        if self._external_address is None:
+        address = self._address_of(key)
+        if address is None:
             self._answer(ticket, Verdict.NO_EXTERNAL_ADDRESS)
             return
         if key.host == self._external_address:
             # It would lead from the external address back to itself: packets could go round without end.
             self._answer(ticket, Verdict.NOT_PERMITTED)
             return
+        if exact and origin is Origin.IGD:
+            self._make_way(key, suggested_port, now)
         row = self._rows.get(key)
         if row is not None and self._is_guarded(row, nonce):
             self._refuse(ticket, Verdict.NOT_PERMITTED, self._remaining(row, now))
             return
-        if exact and suggested_address not in (None, self._external_address):
+        if exact and suggested_address not in (None, address):
             self._answer(ticket, Verdict.NOT_AS_ASKED)
             return
-        granted = self.grant(lifetime)
+        wanted_filters = () if row is None else row.mapping.filters
+        if filters is not None:
+            wanted_filters = filters.apply(wanted_filters)
+        if len(wanted_filters) > FILTER_LIMIT:
+            self._answer(ticket, Verdict.TOO_MANY_FILTERS)
+            return
+        granted = self.grant(lifetime, origin)
         exact_port = suggested_port if exact else None
+        asked = Mapping(
+            key=key,
+            external_port=suggested_port,
+            origin=origin,
+            expires_at=now + granted,
+            nonce=nonce,
+            filters=wanted_filters,
+            description=description,
+        )
         if row is None:
-            mapping = Mapping(
-                key=key, external_port=suggested_port, origin=origin, expires_at=now + granted, nonce=nonce
-            )
-            self._create(mapping, _Waiting(ticket, granted, exact_port), requester, draw, now)
+            self._create(asked, _Waiting(ticket, granted, exact_port), requester, draw, now)
             return
         if exact_port not in (None, row.mapping.external_port):
             self._refuse(ticket, Verdict.NOT_AS_ASKED, self._remaining(row, now))
             return
-        self._renew(row, now + granted, nonce, requester)
+        self._renew(row, asked, requester)
         if row.installation is not None and not row.active:
             if len(row.waiting) < WAITING_LIMIT:
                 row.waiting.append(_Waiting(ticket, granted, exact_port))
@@ -347,7 +245,7 @@ class MappingTable:
     def delete_all(self, transport: Transport, host: str, *, ticket: object, now: float) -> None:
         """Delete all that one host has for one transport (RFC 6886 §3.4); what has to stay makes it a refusal."""
         self._lapse(now)
-        keys = [key for key in self._by_host.get(host, ()) if key.transport is transport]
+        keys = [key for key in self._by_host.get(host, {}) if key.transport is transport]
         verdict = Verdict.DONE
         for key in sorted(keys):
             row = self._rows[key]
@@ -363,9 +261,21 @@ class MappingTable:
         if row is not None and row.mapping.origin is not Origin.STATIC:
             self._drop(row, Change.LOST)
 
-    def grant(self, lifetime: int) -> int:
+    def host_gone(self, host: str, *, now: float) -> int:
+        """End all that clients mapped for a host that left the LAN, whoever guards it; gives their number."""
+        self._lapse(now)
+        gone = [key for key in self._by_host.get(host, {}) if self._rows[key].mapping.expires_at is not None]
+        for key in gone:
+            self._drop(self._rows[key], Change.DELETED, now=now)
+        return len(gone)
+
+    def grant(self, lifetime: int, origin: Origin) -> int:
         """The lifetime given for a requested one: never longer than asked, unless that is below the minimum."""
-        return max(self._limits.shortest_lifetime, min(lifetime, self._limits.longest_lifetime))
+        limits = self._limits
+        longest = (
+            max(limits.longest_lease, limits.longest_lifetime) if origin is Origin.IGD else limits.longest_lifetime
+        )
+        return max(limits.shortest_lifetime, min(lifetime, longest))
 
     # -- configuration and state -----------------------------------------------------------------------------------
 
@@ -378,10 +288,10 @@ class MappingTable:
         if existing is not None:
             if existing.mapping.origin is Origin.STATIC and existing.mapping.external_port == external_port:
                 return True
-            if not self._is_free(key, external_port, apart_from=key):
+            if not self._ports.is_free(key, external_port, apart_from=(key,)):
                 return False
             self._drop(existing, Change.LOST)
-        elif not self._is_free(key, external_port):
+        elif not self._ports.is_free(key, external_port):
             return False
         self._restore_row(Mapping(key=key, external_port=external_port, origin=Origin.STATIC, expires_at=None))
         return True
@@ -391,7 +301,7 @@ class MappingTable:
         rejected = []
         for mapping in mappings:
             lapsed = mapping.expires_at is not None and mapping.expires_at <= now
-            if lapsed or mapping.key in self._rows or not self._is_free(mapping.key, mapping.external_port):
+            if lapsed or mapping.key in self._rows or not self._has_room_outside(mapping):
                 rejected.append(mapping)
             else:
                 self._restore_row(mapping)
@@ -412,6 +322,8 @@ class MappingTable:
                 self._undisturbed_since = now
             self._last_address = address
         for row in list(self._rows.values()):
+            if row.mapping.key.is_pinhole:
+                continue
             if row.active and row.installation is not None:
                 self._effects.append(Remove(row.installation))
             row.installation = None
@@ -475,12 +387,15 @@ class MappingTable:
         if self._dynamic_by_host.get(key.host, 0) >= self._limits.per_host:
             self._answer(waiting.ticket, Verdict.OVER_QUOTA)
             return
-        port: int | None = wanted.external_port
-        if not self._is_allowed(wanted, wanted.external_port):
+        port: int | None = key.port if key.is_pinhole else wanted.external_port
+        if key.is_pinhole and waiting.exact_port not in (None, port):
+            self._answer(waiting.ticket, Verdict.NOT_AS_ASKED)
+            return
+        if not key.is_pinhole and not self._ports.is_allowed(wanted, wanted.external_port):
             if waiting.exact_port is not None:
                 self._refuse(waiting.ticket, Verdict.NOT_AS_ASKED, self._taken_for(wanted, now))
                 return
-            port = self._search(wanted, draw, frozenset())
+            port = self._ports.search(wanted, draw)
         if port is None:
             self._answer(waiting.ticket, Verdict.NO_RESOURCES)
             return
@@ -509,58 +424,39 @@ class MappingTable:
 
     def _taken_for(self, wanted: Mapping, now: float) -> int:
         """Seconds until the port that is wanted can be free at the earliest; 0 if nobody knows."""
-        end = (wanted.key.transport, wanted.external_port)
-        holder = self._by_external.get(end)
-        if holder is not None:
-            remaining = self._remaining(self._rows[holder], now)
-            return remaining + self._limits.hold_down if remaining else 0
-        held = self._held.get(end)
-        return 0 if held is None else max(1, math.ceil(held.until - now))
+        transport, port = wanted.key.transport, wanted.external_port
+        holder = self._ports.holder(transport, port)
+        if holder is None:
+            return self._ports.rest_left(transport, port, now)
+        remaining = self._remaining(self._rows[holder], now)
+        return remaining + self._limits.hold_down if remaining else 0
+
+    def _address_of(self, key: Key) -> str | None:
+        """Where a mapping is reached from outside."""
+        return key.host if key.is_pinhole else self._external_address
+
+    def _has_room_outside(self, mapping: Mapping) -> bool:
+        key = mapping.key
+        return key.is_pinhole or self._ports.is_free(key, mapping.external_port)
+
+    def _make_way(self, key: Key, port: int, now: float) -> None:
+        """Drop what a host has through UPnP on either end of a mapping that it wants now, if that makes room for it."""
+        holder = self._ports.holder(key.transport, port)
+        if holder == key:
+            return
+        in_the_way = [self._rows[each] for each in (key, holder) if each is not None and each in self._rows]
+        mine = [row for row in in_the_way if row.mapping.origin is Origin.IGD and row.mapping.key.host == key.host]
+        wanted = Mapping(key=key, external_port=port, origin=Origin.IGD, expires_at=None)
+        apart_from = [row.mapping.key for row in mine]
+        if len(mine) == len(in_the_way) and self._ports.is_allowed(wanted, port, apart_from=apart_from):
+            for row in mine:
+                self._drop(row, Change.DELETED, now=None if row.mapping.external_port == port else now)
 
     def _restore_row(self, mapping: Mapping) -> None:
         row = _Row(mapping, created=True)
         self._enter(row)
-        if self._external_address is not None:
+        if self._address_of(mapping.key) is not None:
             self._install(row)
-
-    def _is_free(self, key: Key, port: int, *, apart_from: Key | None = None) -> bool:
-        """Whether nobody has this external port, and no other host its companion."""
-        holder = self._by_external.get((key.transport, port))
-        if holder is not None and holder != apart_from:
-            return False
-        companion = self._by_external.get((key.transport.companion, port))
-        return companion is None or companion.host == key.host
-
-    def _is_allowed(self, wanted: Mapping, port: int, *, resting: bool = False) -> bool:
-        """Whether a client may have this port; one that rests for another client only if `resting` says so."""
-        limits = self._limits
-        return (
-            limits.lowest_port <= port <= limits.highest_port
-            and port not in self._reserved
-            and self._is_free(wanted.key, port)
-            and (resting or self._is_rested(wanted, port))
-        )
-
-    def _is_rested(self, wanted: Mapping, port: int) -> bool:
-        held = self._held.get((wanted.key.transport, port))
-        if held is None:
-            return True
-        return held.key == wanted.key and (None in (held.nonce, wanted.nonce) or held.nonce == wanted.nonce)
-
-    def _search(self, wanted: Mapping, draw: int, refused: Iterable[int]) -> int | None:
-        """The first allowed port from a drawn one on; one that still rests only if there is no other.
-
-        Looks at as many ports as are taken, reserved or resting, at most.
-        """
-        lowest = self._limits.lowest_port
-        count = self._limits.highest_port - lowest + 1
-        refused = frozenset(refused)
-        for resting in (False, True):
-            for step in range(count):
-                port = lowest + (draw + step) % count
-                if port not in refused and self._is_allowed(wanted, port, resting=resting):
-                    return port
-        return None
 
     def _try_another_port(self, row: _Row) -> None:
         mapping = row.mapping
@@ -569,25 +465,26 @@ class MappingTable:
         if row.is_exact:
             self._drop(row, Change.LOST, verdict=Verdict.NOT_AS_ASKED)
             return
-        if len(row.refused_ports) < INSTALL_TRIES:
+        if len(row.refused_ports) < INSTALL_TRIES and not mapping.key.is_pinhole:
             # A drawn start each time: programs of the host often hold neighbouring ports.
             row.draw = row.draw * 48271 % 0x7FFFFFFF + 1
-            port = self._search(mapping, row.draw, row.refused_ports)
+            port = self._ports.search(mapping, row.draw, row.refused_ports)
         if port is None:
             self._drop(row, Change.LOST)
             return
-        del self._by_external[mapping.key.transport, mapping.external_port]
-        self._by_external[mapping.key.transport, port] = mapping.key
+        self._ports.release(mapping.key, mapping.external_port)
+        self._ports.take(mapping.key, port)
         row.mapping = replace(mapping, external_port=port)
         self._install(row)
 
     def _install(self, row: _Row) -> None:
-        assert self._external_address is not None
+        address = self._address_of(row.mapping.key)
+        assert address is not None
         number = self._next_number
         self._next_number += 1
         row.installation = number
         self._installations[number] = row.mapping.key
-        self._effects.append(Install(number, row.mapping, self._external_address))
+        self._effects.append(Install(number, row.mapping, address))
 
     def _confirm(self, row: _Row) -> None:
         mapping = row.mapping
@@ -597,8 +494,9 @@ class MappingTable:
         else:
             if row.waiting and mapping.expires_at is not None:
                 self._effects.append(Changed(Change.RENEWED, mapping))
-            if row.requester is not None and not row.waiting and self._external_address is not None:
-                self._effects.append(Moved(mapping, self._external_address, row.requester))
+            address = self._address_of(mapping.key)
+            if row.requester is not None and not row.waiting and address is not None:
+                self._effects.append(Moved(mapping, address, row.requester))
         for waiting in row.waiting:
             if waiting.exact_port in (None, mapping.external_port):
                 self._grant(row, waiting.ticket, waiting.lifetime)
@@ -607,23 +505,34 @@ class MappingTable:
         row.waiting.clear()
         row.refused_ports.clear()
 
-    def _renew(self, row: _Row, expires_at: float, nonce: bytes | None, requester: object | None) -> None:
-        """Move a client's expiry, take on its nonce if there is none yet, and remember who asked."""
+    def _renew(self, row: _Row, asked: Mapping, requester: object | None) -> None:
+        """Move a client's expiry, take on its nonce if there is none yet, its filters, and remember who asked."""
         mapping = row.mapping
-        if mapping.expires_at is None:
+        expires_at = asked.expires_at
+        if mapping.expires_at is None or expires_at is None:
             return
-        if mapping.nonce is not None and nonce is None:
+        is_anothers = mapping.origin is Origin.IGD and asked.origin is not Origin.IGD
+        if is_anothers or (mapping.nonce is not None and asked.nonce is None):
             expires_at = max(expires_at, mapping.expires_at)
-        row.mapping = replace(mapping, expires_at=expires_at, nonce=mapping.nonce or nonce)
+        row.mapping = replace(
+            mapping,
+            expires_at=expires_at,
+            nonce=mapping.nonce or asked.nonce,
+            filters=asked.filters,
+            description=asked.description if mapping.origin is asked.origin else mapping.description,
+        )
         row.requester = requester or row.requester
         self._push_deadline(expires_at, mapping.key)
+        if asked.filters != mapping.filters and row.installation is not None:
+            self._effects.append(Restrict(row.installation, asked.filters))
 
     def _enter(self, row: _Row) -> None:
         mapping = row.mapping
         key = mapping.key
         self._rows[key] = row
-        self._by_external[key.transport, mapping.external_port] = key
-        self._by_host.setdefault(key.host, set()).add(key)
+        if not key.is_pinhole:
+            self._ports.take(key, mapping.external_port)
+        self._by_host.setdefault(key.host, {})[key] = None
         if mapping.expires_at is not None:
             self._dynamic += 1
             self._dynamic_by_host[key.host] = self._dynamic_by_host.get(key.host, 0) + 1
@@ -639,9 +548,10 @@ class MappingTable:
         mapping = row.mapping
         key = mapping.key
         del self._rows[key]
-        del self._by_external[key.transport, mapping.external_port]
+        if not key.is_pinhole:
+            self._ports.release(key, mapping.external_port)
         keys = self._by_host[key.host]
-        keys.discard(key)
+        del keys[key]
         if not keys:
             del self._by_host[key.host]
         if mapping.expires_at is not None:
@@ -653,11 +563,8 @@ class MappingTable:
             self._effects.append(Remove(row.installation))
         if row.created:
             self._effects.append(Changed(change, mapping))
-            if now is not None and self._limits.hold_down:
-                # One per port at most; every port rests equally long, so the oldest stands first.
-                end = (key.transport, mapping.external_port)
-                self._held.pop(end, None)
-                self._held[end] = _Held(now + self._limits.hold_down, key, mapping.nonce)
+            if now is not None and not key.is_pinhole:
+                self._ports.rest(mapping, now)
         for waiting in row.waiting:
             self._answer(waiting.ticket, verdict)
 
@@ -678,13 +585,12 @@ class MappingTable:
             row = self._rows.get(key)
             if row is not None and row.mapping.expires_at is not None and row.mapping.expires_at <= now:
                 self._drop(row, Change.LAPSED, now=now)
-        while self._held and (end := next(iter(self._held))) and self._held[end].until <= now:
-            del self._held[end]
+        self._ports.forget_rested(now)
 
     def _grant(self, row: _Row, ticket: object, lifetime: int) -> None:
         mapping = row.mapping
         is_permanent = mapping.expires_at is None
-        port, address = mapping.external_port, self._external_address
+        port, address = mapping.external_port, self._address_of(mapping.key)
         self._effects.append(Answer(ticket, Verdict.DONE, port, lifetime, address, is_permanent))
 
     def _refuse(self, ticket: object, verdict: Verdict, retry_after: int) -> None:
