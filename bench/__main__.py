@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from bench import queries
+from bench import queries, updates
 from bench.data import HOSTS, write_master_file
 from bench.peers import ADDRESS, PEERS, Peer, is_installed, running
 
@@ -22,6 +22,12 @@ ROWS: Final[dict[str, tuple[str, bool, Row]]] = {
     "repeated": ("queries, 75 % hits of 20,000 names repeated", False, queries.repeated),
     "absent": ("queries, every name new and absent", False, queries.absent),
     "signed": ("the repeated queries, TSIG both ways", True, queries.signed),
+    "updates-40": ("durable signed updates, 40 in flight", True, updates.updates_40),
+    "updates-400": ("durable signed updates, 400 in flight", True, updates.updates_400),
+    "member-40": ("the same by a member with leases, 40 in flight", True, updates.member_40),
+    "member-400": ("the same by a member with leases, 400 in flight", True, updates.member_400),
+    "no-change": ("updates that change nothing, 40 in flight", True, updates.no_change),
+    "refresh": ("lease refreshes, made durable, 40 in flight", True, updates.refresh),
 }
 
 

@@ -15,6 +15,8 @@ ZONE: Final = "members.example."
 KEY_NAME: Final = "bench.members.example."
 KEY_SECRET: Final = bytes(range(32))
 HOSTS: Final = 5000
+FLEET_KEY_NAME: Final = "fleet.members.example."  # the key of one member with many machines; same secret
+FLEET: Final = 2000
 
 
 def host_records(number: int) -> list[tuple[str, int, str, bytes]]:
@@ -37,10 +39,23 @@ def host_records(number: int) -> list[tuple[str, int, str, bytes]]:
     ]
 
 
-def stored_records(hosts: int) -> Iterator[StoredRR]:
+def fleet_owner(number: int) -> str:
+    """A machine of the member `fleet`; its records are those of the host of that number under this name."""
+    return f"machine{number}.{FLEET_KEY_NAME}"
+
+
+def fleet_records(number: int) -> list[tuple[str, int, str, bytes]]:
+    return [(fleet_owner(number), *record[1:]) for record in host_records(number)[:2]]
+
+
+def stored_records(hosts: int, lapse_at: int | None = None) -> Iterator[StoredRR]:
+    """Every machine's records, and the fleet's, which have a lease to `lapse_at`."""
     for number in range(hosts):
         for owner, rtype, _, rdata in host_records(number):
             yield StoredRR(from_text(owner), rtype, 120, rdata, None)
+    for number in range(FLEET):
+        for owner, rtype, _, rdata in fleet_records(number):
+            yield StoredRR(from_text(owner), rtype, 120, rdata, lapse_at)
 
 
 def write_master_file(file: Path, hosts: int, address: str) -> None:
@@ -49,6 +64,9 @@ def write_master_file(file: Path, hosts: int, address: str) -> None:
         out.write(f"$ORIGIN {ZONE}\n$TTL 120\n@ SOA ns hostmaster 1 3600 600 1209600 60\n@ NS ns\nns A {address}\n")
         for number in range(hosts):
             for owner, rtype, rdata, _ in host_records(number):
+                out.write(f"{owner} {Type(rtype).name} {rdata}\n")
+        for number in range(FLEET):
+            for owner, rtype, rdata, _ in fleet_records(number):
                 out.write(f"{owner} {Type(rtype).name} {rdata}\n")
 
 

@@ -6,12 +6,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from bench.data import KEY_NAME, KEY_SECRET, ZONE, stored_records
+from bench.data import FLEET_KEY_NAME, KEY_NAME, KEY_SECRET, ZONE, stored_records
 from protocol.name import fold, from_text
 from protocol.rdata import canonical
 from protocol.tsig import SHA256, Key
 from server.discovery import NameServer, default_host
-from server.members import Service, ensure_service_zone
+from server.members import Service, add_member, ensure_service_zone
 from server.store.api import KeyRow
 from server.store.sql import SqlStore
 from server.zone.model import RowKey, ZoneCommit
@@ -30,10 +30,13 @@ async def _fill(file: Path, hosts: int, port: int) -> None:
         apex = from_text(ZONE)
         now = int(time.time())
         service = Service(apex, NameServer(default_host(apex), ("127.0.0.1",), port, None))
-        row = await ensure_service_zone(store, service, now=now)
+        await ensure_service_zone(store, service, now=now)
+        label = FLEET_KEY_NAME.partition(".")[0]
+        await add_member(store, label, now=now, private=False, token=lambda size: KEY_SECRET[:size])
+        row = next(row for row in await store.load_zones() if row.apex == apex)
         async with store.transaction() as transaction:
             await transaction.add_key(KeyRow(Key(from_text(KEY_NAME), SHA256, KEY_SECRET), None, now))
-        records = stored_records(hosts)
+        records = stored_records(hosts, now + 7200)
         serial = row.serial
         while chunk := list(islice(records, _CHUNK)):
             puts = tuple((RowKey(fold(rr.owner), rr.rtype, canonical(rr.rtype, rr.rdata)), rr) for rr in chunk)

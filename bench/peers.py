@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench.data import KEY_NAME, KEY_SECRET, ZONE
+from bench.data import FLEET_KEY_NAME, KEY_NAME, KEY_SECRET, ZONE
 from bench.load_zone import fill_database
 
 SERVER_CPU: Final = "0"
@@ -61,20 +61,25 @@ def _knot(directory: Path, master_file: Path, hosts: int, port: int) -> list[str
         f"server:\n    listen: {ADDRESS}@{port}\n    udp-workers: 1\n    tcp-workers: 1\n    background-workers: 1\n"
         f"    rundir: {directory}\n"
         f"key:\n  - id: {KEY_NAME}\n    algorithm: hmac-sha256\n    secret: {_SECRET}\n"
+        f"  - id: {FLEET_KEY_NAME}\n    algorithm: hmac-sha256\n    secret: {_SECRET}\n"
+        f"acl:\n  - id: update\n    key: [{KEY_NAME}, {FLEET_KEY_NAME}]\n    action: update\n"
         f"database:\n    storage: {directory}\n"
-        f"zone:\n  - domain: {ZONE}\n    file: {master_file}\n    zonefile-sync: -1\n    journal-content: none\n"
+        f"zone:\n  - domain: {ZONE}\n    file: {master_file}\n    zonefile-sync: -1\n    journal-content: changes\n"
+        f"    acl: update\n    journal-max-usage: 1G\n"
     )
     return ["knotd", "-c", str(config)]
 
 
 def _bind(directory: Path, master_file: Path, hosts: int, port: int) -> list[str]:
     config = directory / "named.conf"
+    shutil.copy(master_file, directory / "zone")
     config.write_text(
         f'options {{ directory "{directory}"; listen-on port {port} {{ {ADDRESS}; }}; listen-on-v6 {{ none; }};\n'
         f'  pid-file "{directory}/named.pid"; session-keyfile "{directory}/session.key"; recursion no;\n'
         "  dnssec-validation no; minimal-responses yes; allow-transfer { none; }; };\ncontrols { };\n"
         f'key "{KEY_NAME}" {{ algorithm hmac-sha256; secret "{_SECRET}"; }};\n'
-        f'zone "{ZONE}" {{ type primary; file "{master_file}"; }};\n'
+        f'key "{FLEET_KEY_NAME}" {{ algorithm hmac-sha256; secret "{_SECRET}"; }};\n'
+        f'zone "{ZONE}" {{ type primary; file "zone"; allow-update {{ key "{KEY_NAME}"; key "{FLEET_KEY_NAME}"; }}; }};\n'
     )
     return ["named", "-f", "-n", "1", "-c", str(config)]
 
