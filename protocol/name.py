@@ -11,6 +11,11 @@ from protocol.constants import MAX_LABEL_OCTETS, MAX_NAME_OCTETS
 from protocol.errors import DecodeError
 
 ROOT: Final = b"\x00"
+# What each octet of a label is written as.
+_TEXT: Final = tuple(
+    f"\\{chr(octet)}" if octet in b'.\\"();@$' else chr(octet) if 0x21 <= octet <= 0x7E else f"\\{octet:03d}"
+    for octet in range(256)
+)
 # A name has at most 127 labels, so an honest sender has no use for more. Without this bound a message that is one long
 # chain of pointers costs thousands of steps for every name that points at its end.
 MAX_POINTERS: Final = 127
@@ -126,13 +131,7 @@ def to_text(name: bytes) -> str:
     position = 0
     while name[position]:
         stop = position + 1 + name[position]
-        for octet in name[position + 1 : stop]:
-            if octet in b'.\\"();@$':
-                out.append("\\" + chr(octet))
-            elif 0x21 <= octet <= 0x7E:
-                out.append(chr(octet))
-            else:
-                out.append(f"\\{octet:03d}")
+        out += map(_TEXT.__getitem__, name[position + 1 : stop])
         out.append(".")
         position = stop
     return "".join(out)

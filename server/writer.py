@@ -274,7 +274,7 @@ class Writer:
         if found.is_content:
             serial = draft.serial if is_newer(draft.serial, base.serial) else next_serial(base.serial)
             batch.changes[zone.apex].append(draft.change(found, serial, at=now, actor=actor))
-        base.fold_in(draft)
+        base.fold_in(draft, found)
 
     def _commits(self, batch: _Batch) -> list[ZoneCommit]:
         commits = []

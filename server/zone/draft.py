@@ -4,8 +4,8 @@ Drafts stack: a batch is a draft on the zone, each update a draft on the batch. 
 leaves no trace; an accepted one is folded into the batch, so that later updates see it.
 """
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from typing import Final, Protocol
 
 from protocol.constants import Type
 from protocol.name import fold, is_at_or_below
@@ -13,6 +13,8 @@ from protocol.rdata import canonical, soa_with_serial
 from server.zone.model import RR, Actor, Change, RowKey, StoredRR, ZoneCommit
 from server.zone.node import Node, RRset, encode_node
 from server.zone.zone import Zone
+
+_SOA: Final = int(Type.SOA)
 
 
 class Base(Protocol):
@@ -30,7 +32,9 @@ class Base(Protocol):
 
 
 class Draft:
-    """Pending changes over `base`. Nodes are replaced whole; RRsets are never changed in place."""
+    """Pending changes over `base`. A node it changes becomes its own copy first; RRsets are never changed in place."""
+
+    __slots__ = ("_below", "_found", "apex", "base", "serial", "soa_template", "soa_ttl", "touched")
 
     def __init__(self, base: Base) -> None:
         self.base = base
@@ -40,9 +44,11 @@ class Draft:
         self.soa_ttl = base.soa_ttl
         self.touched: dict[bytes, Node | None] = {}
         self._below: dict[bytes, Node | None] = {}
+        # What one draft folded in found of a node that no other touched: compared with the base already.
+        self._found: dict[bytes, NodeDifference] = {}
 
     def node(self, key: bytes) -> Node | None:
-        """The node at a folded owner name as it would be."""
+        """The node at a folded owner name as it would be; not to be changed."""
         if key in self.touched:
             return self.touched[key]
         return self.below(key)
@@ -55,7 +61,7 @@ class Draft:
 
     def rrset(self, key: bytes, rtype: int) -> RRset | None:
         """One RRset as it would be; the SOA at the apex included."""
-        if rtype == Type.SOA:
+        if rtype == _SOA:
             if key != self.apex:
                 return None
             return RRset(Type.SOA, self.soa_ttl, (soa_with_serial(self.soa_template, self.serial),), (0,))
@@ -65,21 +71,39 @@ class Draft:
     def put(self, owner: bytes, rrset: RRset) -> None:
         """Set one RRset; `owner` gives the case of a name that does not exist yet."""
         key = fold(owner)
-        node = self.node(key)
-        rrsets = dict(node.rrsets) if node else {}
-        rrsets[rrset.rtype] = rrset
-        self.touched[key] = Node(node.owner if node else owner, rrsets)
+        node = self._own(key)
+        if node is None:
+            node = self.touched[key] = Node(owner, {})
+        node.rrsets[rrset.rtype] = rrset
 
     def drop(self, key: bytes, rtype: int) -> None:
         """Take one RRset away; nothing happens when it is not there."""
-        node = self.node(key)
-        if node is None or rtype not in node.rrsets:
+        present = self.node(key)
+        if present is None or rtype not in present.rrsets:
             return
-        rrsets = {kind: rrset for kind, rrset in node.rrsets.items() if kind != rtype}
-        self.touched[key] = Node(node.owner, rrsets) if rrsets else None
+        node = self._own(key)
+        assert node is not None
+        del node.rrsets[rtype]
+        if not node.rrsets:
+            self.touched[key] = None
 
-    def fold_in(self, upper: "Draft") -> None:
-        """Take over what an accepted draft on top of this one holds."""
+    def _own(self, key: bytes) -> Node | None:
+        """This draft's own copy of a node that exists."""
+        if key in self.touched:
+            return self.touched[key]
+        base = self.below(key)
+        if base is None:
+            return None
+        node = self.touched[key] = Node(base.owner, base.rrsets.copy())
+        return node
+
+    def fold_in(self, upper: "Draft", found: "Differences") -> None:
+        """Take over what an accepted draft on top of this one holds, and what it `found` to differ."""
+        for key, difference in found.by_key.items():
+            if key in self.touched:
+                self._found.pop(key, None)
+            else:
+                self._found[key] = difference
         self.touched.update(upper.touched)
         self.serial = upper.serial
         self.soa_template = upper.soa_template
@@ -87,7 +111,7 @@ class Draft:
 
     def differences(self) -> "Differences":
         """What this draft changes against its base."""
-        return Differences(self)
+        return Differences(self, self._found)
 
     def change(self, differences: "Differences", serial: int, *, at: int, actor: Actor) -> Change:
         """Move to `serial` and describe the step from the base."""
@@ -106,74 +130,113 @@ class Draft:
         )
 
 
-class Differences:
-    """Removed and added RRs, and records whose lease alone moved, found by comparing touched nodes with the base."""
+class NodeDifference:
+    """What changed at one owner name: RRs, rows of the store, and rows whose lease alone moved."""
 
-    __slots__ = ("added", "deletes", "leased", "leases", "puts", "removed", "serial_changed", "soa_changed")
+    __slots__ = ("added", "deletes", "leased", "leases", "puts", "removed")
 
-    def __init__(self, draft: Draft) -> None:
+    def __init__(self, key: bytes, old: Node | None, new: Node | None) -> None:
         self.removed: list[RR] = []
         self.added: list[RR] = []
         self.deletes: list[RowKey] = []
         self.leased: list[tuple[RowKey, int]] = []  # those of `deletes` that had a lease, and its end
         self.puts: list[tuple[RowKey, StoredRR]] = []
         self.leases: list[tuple[RowKey, int | None]] = []
-        base = draft.base
-        self.soa_changed = (draft.soa_ttl, soa_with_serial(draft.soa_template, 0)) != (
-            base.soa_ttl,
-            soa_with_serial(base.soa_template, 0),
-        )
-        self.serial_changed = draft.serial != base.serial
-        for key, node in draft.touched.items():
-            self._compare(key, draft.below(key), node)
+        before = old.rrsets if old else {}
+        after = new.rrsets if new else {}
+        for rtype, old_set in before.items():
+            new_set = after.get(rtype)
+            if new_set is not old_set:
+                assert old is not None
+                self._compare(key, old.owner, new.owner if new else b"", rtype, _rows(old_set), _rows(new_set))
+        for rtype, new_set in after.items():
+            if rtype not in before:
+                assert new is not None
+                self._compare(key, b"", new.owner, rtype, {}, _rows(new_set))
 
-    @property
-    def is_content(self) -> bool:
-        """Whether zone content changed, so that the serial must move (RFC 9664 §4.3: leases alone are not content)."""
-        return bool(self.removed or self.added or self.soa_changed or self.serial_changed)
+    def _compare(
+        self, key: bytes, old_owner: bytes, new_owner: bytes, rtype: int, old_rows: "_Rows", new_rows: "_Rows"
+    ) -> None:
+        for rdata_key, (ttl, rdata, at) in old_rows.items():
+            if rdata_key not in new_rows:
+                self.removed.append(RR(old_owner, rtype, ttl, rdata))
+                self.deletes.append(RowKey(key, rtype, rdata_key))
+                if at:
+                    self.leased.append((self.deletes[-1], at))
+        for rdata_key, (ttl, rdata, at) in new_rows.items():
+            was = old_rows.get(rdata_key)
+            row = RowKey(key, rtype, rdata_key)
+            if was is None or was[0] != ttl:
+                if was is not None:
+                    self.removed.append(RR(old_owner, rtype, was[0], was[1]))
+                self.added.append(RR(new_owner, rtype, ttl, rdata))
+                self.puts.append((row, StoredRR(new_owner, rtype, ttl, rdata, at or None)))
+            elif was[2] != at:
+                self.leases.append((row, at or None))
+
+
+class Differences:
+    """What a draft changes, name by name, found by comparing touched nodes with the base."""
+
+    __slots__ = ("by_key", "is_content", "soa_changed")
+
+    def __init__(self, draft: Draft, found: Mapping[bytes, NodeDifference]) -> None:
+        base = draft.base
+        self.by_key: dict[bytes, NodeDifference] = {}
+        for key, node in draft.touched.items():
+            self.by_key[key] = found.get(key) or NodeDifference(key, draft.below(key), node)
+        self.soa_changed = draft.soa_ttl != base.soa_ttl or (
+            draft.soa_template is not base.soa_template
+            and soa_with_serial(draft.soa_template, 0) != soa_with_serial(base.soa_template, 0)
+        )
+        # Whether the serial must move (RFC 9664 §4.3: leases alone are not content).
+        self.is_content = (
+            self.soa_changed
+            or draft.serial != base.serial
+            or any(each.removed or each.added for each in self.by_key.values())
+        )
 
     @property
     def is_anything(self) -> bool:
-        return self.is_content or bool(self.leases)
+        return self.is_content or any(each.leases for each in self.by_key.values())
 
-    def _compare(self, key: bytes, old: Node | None, new: Node | None) -> None:
-        before = old.rrsets if old else {}
-        after = new.rrsets if new else {}
-        for rtype in before.keys() | after.keys():
-            old_set, new_set = before.get(rtype), after.get(rtype)
-            if old_set is new_set:
-                continue
-            old_rows = _rows(old_set)
-            new_rows = _rows(new_set)
-            for rdata_key, (ttl, rdata, at) in old_rows.items():
-                if rdata_key not in new_rows:
-                    assert old is not None
-                    self.removed.append(RR(old.owner, rtype, ttl, rdata))
-                    self.deletes.append(RowKey(key, rtype, rdata_key))
-                    if at:
-                        self.leased.append((self.deletes[-1], at))
-            for rdata_key, (ttl, rdata, at) in new_rows.items():
-                assert new is not None
-                was = old_rows.get(rdata_key)
-                row = RowKey(key, rtype, rdata_key)
-                if was is None or was[0] != ttl:
-                    if was is not None:
-                        assert old is not None
-                        self.removed.append(RR(old.owner, rtype, was[0], was[1]))
-                    self.added.append(RR(new.owner, rtype, ttl, rdata))
-                    self.puts.append((row, StoredRR(new.owner, rtype, ttl, rdata, at or None)))
-                elif was[2] != at:
-                    self.leases.append((row, at or None))
+    @property
+    def removed(self) -> list[RR]:
+        return [rr for each in self.by_key.values() for rr in each.removed]
+
+    @property
+    def added(self) -> list[RR]:
+        return [rr for each in self.by_key.values() for rr in each.added]
+
+    @property
+    def deletes(self) -> list[RowKey]:
+        return [row for each in self.by_key.values() for row in each.deletes]
+
+    @property
+    def puts(self) -> list[tuple[RowKey, StoredRR]]:
+        return [row for each in self.by_key.values() for row in each.puts]
+
+    @property
+    def leased(self) -> list[tuple[RowKey, int]]:
+        return [row for each in self.by_key.values() for row in each.leased]
+
+    @property
+    def leases(self) -> list[tuple[RowKey, int | None]]:
+        return [row for each in self.by_key.values() for row in each.leases]
 
 
-def _rows(rrset: RRset | None) -> dict[bytes, tuple[int, bytes, int]]:
+_Rows = dict[bytes, tuple[int, bytes, int]]
+
+
+def _rows(rrset: RRset | None) -> _Rows:
     """Canonical rdata -> (TTL, rdata, expires)."""
     if rrset is None:
         return {}
-    return {
-        canonical(rrset.rtype, rdata): (rrset.ttl, rdata, at)
-        for rdata, at in zip(rrset.rdatas, rrset.expires, strict=True)
-    }
+    rtype, ttl, rdatas, expires = rrset
+    if len(rdatas) == 1:
+        rdata = rdatas[0]
+        return {canonical(rtype, rdata): (ttl, rdata, expires[0])}
+    return {canonical(rtype, rdata): (ttl, rdata, at) for rdata, at in zip(rdatas, expires, strict=True)}
 
 
 def commit_of(zone: Zone, batch: Draft, changes: list[Change], *, now: int = 0) -> ZoneCommit | None:

@@ -12,6 +12,7 @@ from server.zone.model import StoredRR
 
 _RRSET: Final = struct.Struct("!HIH")
 _RR: Final = struct.Struct("!IH")
+_ONE: Final = struct.Struct("!HIHIH")  # both, of an RRset with one record
 PERMANENT: Final = 0
 
 
@@ -50,11 +51,14 @@ def encode_node(key: bytes, node: Node) -> bytes | None:
     if not node.rrsets:
         return None
     out = [b"\0" if node.owner == key else bytes((len(node.owner),)) + node.owner]
-    for rrset in node.rrsets.values():
-        out.append(_RRSET.pack(rrset.rtype, rrset.ttl, len(rrset.rdatas)))
-        for rdata, at in zip(rrset.rdatas, rrset.expires, strict=True):
-            out.append(_RR.pack(at, len(rdata)))
-            out.append(rdata)
+    for rtype, ttl, rdatas, expires in node.rrsets.values():
+        if len(rdatas) == 1:  # most RRsets
+            rdata = rdatas[0]
+            out += (_ONE.pack(rtype, ttl, 1, expires[0], len(rdata)), rdata)
+            continue
+        out.append(_RRSET.pack(rtype, ttl, len(rdatas)))
+        for rdata, at in zip(rdatas, expires, strict=True):
+            out += (_RR.pack(at, len(rdata)), rdata)
     return b"".join(out)
 
 
@@ -68,6 +72,12 @@ def decode_node(key: bytes, blob: bytes) -> Node:
     while position < end:
         rtype, ttl, count = _RRSET.unpack_from(blob, position)
         position += 8
+        if count == 1:
+            at, length = _RR.unpack_from(blob, position)
+            start = position + 6
+            position = start + length
+            rrsets[rtype] = RRset(rtype, ttl, (blob[start:position],), (at,))
+            continue
         rdatas: list[bytes] = []
         expires: list[int] = []
         for _ in range(count):

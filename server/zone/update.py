@@ -4,20 +4,23 @@ Each step raises `UpdateError` with the RCODE the RFC names; the draft is then d
 gone from the base (the writer lapses before it updates), so the rules here see only live data.
 """
 
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Mapping
+from typing import Final, NamedTuple
 
 from protocol.constants import Class, Rcode, Type, is_meta_type, type_text
 from protocol.edns import UpdateLease
 from protocol.errors import DecodeError
-from protocol.message import Message
+from protocol.message import Message, Record
 from protocol.name import fold, to_text
 from protocol.rdata import canonical, has_name, soa_serial
 from protocol.serial import is_newer
 from server.zone.draft import Draft, is_in_zone
 from server.zone.node import RRset
 
+_IN, _NONE, _ANY = int(Class.IN), int(Class.NONE), int(Type.ANY)  # plain: enumerations are slow to reach
 _SINGLETONS: Final = (Type.CNAME, Type.DNAME)
+_CNAME: Final = int(Type.CNAME)
+_SPECIAL: Final = (int(Type.SOA), int(Type.NS))
 _BESIDE_CNAME: Final = (Type.CNAME, Type.RRSIG, Type.NSEC)
 MAX_TTL: Final = 0x7FFFFFFF  # a TTL with the top bit set is taken as 0 (RFC 2181 §8)
 MAX_RDATA_OCTETS: Final = 65535 - 12 - 4 - 10 - 2 * 255  # more fits in no answer; expanding names can make more
@@ -34,8 +37,7 @@ class UpdateError(Exception):
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
-class Prerequisite:
+class Prerequisite(NamedTuple):
     """One RR of section 2. `rdata` is canonical and only set for the value-dependent form."""
 
     key: bytes
@@ -44,8 +46,7 @@ class Prerequisite:
     rdata: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class UpdateOp:
+class UpdateOp(NamedTuple):
     """One RR of section 3: `rclass` IN adds, ANY deletes an RRset (or, type ANY, a name), NONE deletes one RR."""
 
     owner: bytes
@@ -60,8 +61,7 @@ class UpdateOp:
         return self.rclass == Class.IN
 
 
-@dataclass(frozen=True, slots=True)
-class Update:
+class Update(NamedTuple):
     """An UPDATE whose every section passed its form checks, ready for policy, prerequisites and apply."""
 
     apex: bytes
@@ -81,57 +81,59 @@ def zone_of(message: Message) -> bytes:
     return fold(message.questions[0].name)
 
 
+def _malformed(section: str, record: Record, reason: str, rcode: Rcode = Rcode.FORMERR) -> UpdateError:
+    return UpdateError(rcode, f"{section} {to_text(record.name)} {type_text(record.rtype)}: {reason}")
+
+
 def read_update(message: Message, apex: bytes) -> Update:
     """Check the form of every RR of sections 2 and 3 (RFC 2136 §3.2.5, §3.4.1.3), changing nothing."""
     prerequisites = []
     for record in message.answers:
         key = fold(record.name)
-        where = f"prerequisite {to_text(record.name)} {type_text(record.rtype)}"
         if record.ttl != 0:
-            raise UpdateError(Rcode.FORMERR, f"{where}: TTL must be 0")
+            raise _malformed("prerequisite", record, "TTL must be 0")
         if not is_in_zone(key, apex):
-            raise UpdateError(Rcode.NOTZONE, f"{where}: name outside the zone {to_text(apex)}")
+            raise _malformed("prerequisite", record, f"name outside the zone {to_text(apex)}", Rcode.NOTZONE)
         rdata: bytes | None = None
         if record.rclass in (Class.ANY, Class.NONE):
             if record.rdlength:
-                raise UpdateError(Rcode.FORMERR, f"{where}: rdata must be empty")
+                raise _malformed("prerequisite", record, "rdata must be empty")
             if record.rtype != Type.ANY and is_meta_type(record.rtype):
-                raise UpdateError(Rcode.FORMERR, f"{where}: not a data type")
+                raise _malformed("prerequisite", record, "not a data type")
         elif record.rclass == Class.IN:
             if is_meta_type(record.rtype):
-                raise UpdateError(Rcode.FORMERR, f"{where}: not a data type")
+                raise _malformed("prerequisite", record, "not a data type")
             try:
                 rdata = canonical(record.rtype, record.rdata(message.wire))
             except DecodeError as error:
-                raise UpdateError(Rcode.FORMERR, f"{where}: {error.reason}") from None
+                raise _malformed("prerequisite", record, f"{error.reason}") from None
         else:
-            raise UpdateError(Rcode.FORMERR, f"{where}: class must be IN, ANY or NONE")
+            raise _malformed("prerequisite", record, "class must be IN, ANY or NONE")
         prerequisites.append(Prerequisite(key, record.rtype, record.rclass, rdata))
     ops = []
     for record in message.authority:
         key = fold(record.name)
-        where = f"update {to_text(record.name)} {type_text(record.rtype)}"
         if not is_in_zone(key, apex):
-            raise UpdateError(Rcode.NOTZONE, f"{where}: name outside the zone {to_text(apex)}")
+            raise _malformed("update", record, f"name outside the zone {to_text(apex)}", Rcode.NOTZONE)
         data = b""
         if record.rclass == Class.ANY:
             if record.ttl or record.rdlength:
-                raise UpdateError(Rcode.FORMERR, f"{where}: a delete must have TTL 0 and no rdata")
+                raise _malformed("update", record, "a delete must have TTL 0 and no rdata")
             if record.rtype != Type.ANY and is_meta_type(record.rtype):
-                raise UpdateError(Rcode.FORMERR, f"{where}: not a data type")
+                raise _malformed("update", record, "not a data type")
         elif record.rclass in (Class.IN, Class.NONE):
             if record.rclass == Class.NONE and record.ttl:
-                raise UpdateError(Rcode.FORMERR, f"{where}: a delete must have TTL 0")
+                raise _malformed("update", record, "a delete must have TTL 0")
             if is_meta_type(record.rtype):
-                raise UpdateError(Rcode.FORMERR, f"{where}: not a data type")
+                raise _malformed("update", record, "not a data type")
             try:
                 data = record.rdata(message.wire)
             except DecodeError as error:
-                raise UpdateError(Rcode.FORMERR, f"{where}: {error.reason}") from None
+                raise _malformed("update", record, f"{error.reason}") from None
             if len(data) > MAX_RDATA_OCTETS:
-                raise UpdateError(Rcode.FORMERR, f"{where}: rdata too long for any answer")
+                raise _malformed("update", record, "rdata too long for any answer")
         else:
-            raise UpdateError(Rcode.FORMERR, f"{where}: class must be IN, ANY or NONE")
+            raise _malformed("update", record, "class must be IN, ANY or NONE")
         ttl = record.ttl if record.ttl <= MAX_TTL else 0
         ops.append(UpdateOp(record.name, key, record.rtype, record.rclass, ttl, data))
     return Update(apex, tuple(prerequisites), tuple(ops))
@@ -144,7 +146,6 @@ def check_prerequisites(draft: Draft, prerequisites: tuple[Prerequisite, ...]) -
     """
     wanted: dict[tuple[bytes, int], set[bytes]] = {}
     for item in prerequisites:
-        where = f"{to_text(item.key)} {type_text(item.rtype)}"
         if item.rdata is not None:
             wanted.setdefault((item.key, item.rtype), set()).add(item.rdata)
         elif item.rtype == Type.ANY:
@@ -156,9 +157,11 @@ def check_prerequisites(draft: Draft, prerequisites: tuple[Prerequisite, ...]) -
         else:
             exists = draft.rrset(item.key, item.rtype) is not None
             if item.rclass == Class.ANY and not exists:
-                raise UpdateError(Rcode.NXRRSET, f"prerequisite: no RRset {where}")
+                raise UpdateError(Rcode.NXRRSET, f"prerequisite: no RRset {to_text(item.key)} {type_text(item.rtype)}")
             if item.rclass == Class.NONE and exists:
-                raise UpdateError(Rcode.YXRRSET, f"prerequisite: there is an RRset {where}")
+                raise UpdateError(
+                    Rcode.YXRRSET, f"prerequisite: there is an RRset {to_text(item.key)} {type_text(item.rtype)}"
+                )
     for (key, rtype), rdatas in wanted.items():
         rrset = draft.rrset(key, rtype)
         have = {canonical(rtype, rdata) for rdata in rrset.rdatas} if rrset else set()
@@ -166,8 +169,7 @@ def check_prerequisites(draft: Draft, prerequisites: tuple[Prerequisite, ...]) -
             raise UpdateError(Rcode.NXRRSET, f"prerequisite: RRset {to_text(key)} {type_text(rtype)} differs")
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseTerms:
+class LeaseTerms(NamedTuple):
     """What the records that an update adds are granted: moments they lapse at, 0 for permanent.
 
     `keeps_permanent`: a leased re-add leaves a permanent record permanent; `keeps_lease`: one without a lease leaves a
@@ -200,52 +202,55 @@ def apply_update(draft: Draft, update: Update, terms: LeaseTerms) -> None:
     `UpdateError` REFUSED when a name or RRset would outgrow our bounds, or a lease would take the apex NS away.
     """
     for op in update.ops:
-        if op.rclass == Class.IN:
+        if op.rclass == _IN:
             _add(draft, op, terms.for_type(op.rtype), terms)
-        elif op.rclass == Class.NONE:
+        elif op.rclass == _NONE:
             _delete_rr(draft, op)
-        elif op.rtype == Type.ANY:
+        elif op.rtype == _ANY:
             _delete_name(draft, op.key)
         elif op.key != draft.apex or op.rtype not in (Type.SOA, Type.NS):
             draft.drop(op.key, op.rtype)
 
 
 def _add(draft: Draft, op: UpdateOp, expires: int, terms: LeaseTerms) -> None:
-    if op.rtype == Type.SOA:
-        _set_soa(draft, op)
+    owner, key, rtype, _, ttl, rdata = op
+    if rtype in _SPECIAL:
+        if rtype == Type.SOA:
+            _set_soa(draft, op)
+            return
+        if rtype == Type.NS and key == draft.apex and expires:
+            raise UpdateError(Rcode.REFUSED, "the zone's own NS cannot have a lease")
+    node = draft.node(key)
+    if node is None and key != draft.apex:
+        draft.put(owner, RRset(rtype, ttl, (rdata,), (expires,)))
         return
-    if op.rtype == Type.NS and op.key == draft.apex and expires:
-        raise UpdateError(Rcode.REFUSED, "the zone's own NS cannot have a lease")
-    node = draft.node(op.key)
-    types = set(node.rrsets) if node else set()
-    if op.key == draft.apex:
-        types.add(Type.SOA)
-    if op.rtype == Type.CNAME:
-        if types - set(_BESIDE_CNAME):
-            return  # CNAME over other data: ignored (RFC 2136 §3.4.2.2)
-    elif Type.CNAME in types and op.rtype not in _BESIDE_CNAME:
+    types: Mapping[int, RRset] = node.rrsets if node else {}
+    if rtype == Type.CNAME:
+        if key == draft.apex or any(kind not in _BESIDE_CNAME for kind in types):
+            return  # CNAME over other data (the apex has its SOA): ignored (RFC 2136 §3.4.2.2)
+    elif _CNAME in types and rtype not in _BESIDE_CNAME:
         return  # other data over CNAME: ignored
-    rrset = node.rrsets.get(op.rtype) if node else None
+    rrset = types.get(rtype)
     rdatas: tuple[bytes, ...] = rrset.rdatas if rrset else ()
     leases: tuple[int, ...] = rrset.expires if rrset else ()
-    position = _position(rrset, op.rdata) if rrset else -1
+    position = _position(rrset, rdata) if rrset else -1
     if position >= 0:
         had = leases[position]
         if (had == 0 and expires and terms.keeps_permanent) or (had and not expires and terms.keeps_lease):
             expires = had
         leases = (*leases[:position], expires, *leases[position + 1 :])
     else:
-        if op.rtype in _SINGLETONS:
+        if rtype in _SINGLETONS:
             rdatas = leases = ()
-        elif op.rtype == Type.WKS:
-            kept = [row for row in zip(rdatas, leases, strict=True) if row[0][:5] != op.rdata[:5]]
+        elif rtype == Type.WKS:
+            kept = [row for row in zip(rdatas, leases, strict=True) if row[0][:5] != rdata[:5]]
             rdatas, leases = tuple(row[0] for row in kept), tuple(row[1] for row in kept)
-        rdatas, leases = (*rdatas, op.rdata), (*leases, expires)
+        rdatas, leases = (*rdatas, rdata), (*leases, expires)
     if len(rdatas) > MAX_RRSET_RECORDS:
-        raise UpdateError(Rcode.REFUSED, f"{to_text(op.key)}: an RRset may have {MAX_RRSET_RECORDS} records")
-    if rrset is None and len(types) >= MAX_TYPES:
-        raise UpdateError(Rcode.REFUSED, f"{to_text(op.key)}: a name may have {MAX_TYPES} RRsets")
-    draft.put(op.owner, RRset(op.rtype, op.ttl, rdatas, leases))
+        raise UpdateError(Rcode.REFUSED, f"{to_text(key)}: an RRset may have {MAX_RRSET_RECORDS} records")
+    if rrset is None and len(types) + (key == draft.apex) >= MAX_TYPES:
+        raise UpdateError(Rcode.REFUSED, f"{to_text(key)}: a name may have {MAX_TYPES} RRsets")
+    draft.put(owner, RRset(rtype, ttl, rdatas, leases))
 
 
 def _position(rrset: RRset, rdata: bytes) -> int:

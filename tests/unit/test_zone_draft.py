@@ -49,7 +49,7 @@ def test_a_draft_sees_through_those_below_it() -> None:
     batch = Draft(zone_of_text(TEXT))
     first = Draft(batch)
     first.put(MAC, a_set(1, 2))
-    batch.fold_in(first)
+    batch.fold_in(first, first.differences())
     second = Draft(batch)
     assert second.rrset(KEY, Type.A) == a_set(1, 2)
     assert second.rrset(KEY, Type.TXT) is not None
@@ -121,8 +121,9 @@ def test_changes_that_cancel_out_in_a_batch_still_move_the_serial() -> None:
     for rrset in (a_set(1, 2), a_set(1)):
         upper = Draft(batch)
         upper.put(MAC, rrset)
-        changes.append(upper.change(upper.differences(), batch.serial + 1, at=5, actor=ACTOR))
-        batch.fold_in(upper)
+        found = upper.differences()
+        changes.append(upper.change(found, batch.serial + 1, at=5, actor=ACTOR))
+        batch.fold_in(upper, found)
     commit = commit_of(zone, batch, changes)
     assert commit is not None
     assert (commit.serial_from, commit.serial_to) == (1, 3)
