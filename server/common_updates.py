@@ -30,6 +30,8 @@ from server.zone.zone import Zone, Zones
 
 Finish = Callable[[bytes, Peer, Principal, Tsig, float, Outcome, Send], None]
 """Tells the outcome of an update from its octets: what the dispatcher does for every other."""
+LogUpdate = Callable[[bytes | None, Peer, Principal | None, float, Outcome], None]
+"""Zone, peer, key, when it came, outcome."""
 
 _FLAGS: Final = (b"\xa8\x00", b"\xa9\x00")  # a response to an UPDATE, NOERROR, by RD
 _COUNTS: Final = (bytes.fromhex("0001000000000000"), bytes.fromhex("0001000000000001"))  # without and with OPT
@@ -37,7 +39,7 @@ _key_text = lru_cache(maxsize=4096)(to_text)
 
 
 @lru_cache(maxsize=64)
-def _opt(lease: UpdateLease | None, dnssec_ok: bool) -> bytes:  # noqa: FBT001  # a bit of the wire
+def _opt(lease: UpdateLease | None, dnssec_ok: bool) -> bytes:
     options = () if lease is None else (lease.encode(),)
     return Opt(UDP_PAYLOAD, 0, 0, dnssec_ok, options).encode()
 
@@ -56,6 +58,7 @@ class CommonUpdates:
         metrics: Metrics,
         check_zone: Callable[[Zone, Update], None],
         finish: Finish,
+        log_update: LogUpdate,
     ) -> None:
         self._zones = zones
         self._keyring = keyring
@@ -65,6 +68,7 @@ class CommonUpdates:
         self._metrics = metrics
         self._check_zone = check_zone
         self._finish = finish
+        self._log_update = log_update
 
     def take(self, wire: bytes, peer: Peer, send: Send) -> bool:
         """Whether `wire`, an UPDATE request, is being carried out; else nothing has happened."""
@@ -99,9 +103,9 @@ class CommonUpdates:
 
     def tell(self, request: "_Request", outcome: Outcome) -> None:
         """Send the reply: of one that was carried out at once, of a refused one by the long way."""
-        wire, principal = request.wire, request.principal
+        wire, peer, principal = request.wire, request.peer, request.principal
         if outcome.rcode != Rcode.NOERROR:
-            self._finish(wire, request.peer, principal, request.tsig, request.at, outcome, request.send)
+            self._finish(wire, peer, principal, request.tsig, request.at, outcome, request.send)
             return
         dnssec_ok = request.read.dnssec_ok
         reply = b"".join(
@@ -116,7 +120,8 @@ class CommonUpdates:
         signed = sign_common(reply, principal.key, now=self._clock.unix(), request_mac=request.tsig.mac)
         self._replays.finish(request.tsig, signed)
         self._metrics.update_seconds.observe(self._clock.monotonic() - request.at)
-        self._metrics.requests.count(request.peer.transport, Opcode.UPDATE, Rcode.NOERROR)
+        self._log_update(request.read.update.apex, peer, principal, request.at, outcome)
+        self._metrics.requests.count(peer.transport, Opcode.UPDATE, Rcode.NOERROR)
         request.send(signed)
 
 

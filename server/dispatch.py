@@ -26,14 +26,17 @@ from protocol.constants import (
 )
 from protocol.edns import UpdateLease, extended_error, update_lease
 from protocol.errors import DecodeError
-from protocol.message import Question, decode, decode_header
+from protocol.message import Message, Question, decode, decode_header
 from protocol.name import fold, to_text
+from protocol.tsig import Tsig
 from server.answer import resolve
 from server.authn import authenticate
 from server.authz import may_read, may_update
+from server.common_updates import CommonUpdates
 from server.guard import Guard
-from server.hop import look_at_hop
-from server.keyring import Keyring
+from server.hop import PLAIN, Hop, look_at_hop
+from server.keyring import Keyring, Principal
+from server.lines import LineBudget
 from server.metrics import Metrics
 from server.peer import Peer
 from server.push.service import PushService
@@ -50,6 +53,8 @@ from server.zone.zone import Zone, Zones
 
 log = structlog.get_logger(__name__)
 
+_KIND: Final = 0xF8  # QR and opcode in the third octet
+_UPDATE: Final = Opcode.UPDATE << 3
 _AT_A_CUT: Final = (Type.NS, Type.DS)
 _NOTHING: Final = b""  # what a stream is told when a message gets no reply
 
@@ -85,11 +90,25 @@ class Dispatcher:
         self._replays = Replays(replay_window_seconds)
         self._guard = guard or Guard()
         self._idle_seconds = idle_seconds
+        self._common = CommonUpdates(
+            zones=zones,
+            keyring=keyring,
+            writer=writer,
+            replays=self._replays,
+            clock=clock,
+            metrics=metrics,
+            check_zone=self._check_zone,
+            finish=self._finish_common,
+            log_update=self._log_update,
+        )
+        self._lines = LineBudget()
 
     def handle(self, wire: bytes, peer: Peer, send: Send) -> None:
         """Take one message. `send` is called once: with the reply, or with b"" when there is none to wait for."""
         if len(wire) < HEADER_OCTETS:
             self._drop("short", send)
+            return
+        if wire[2] & _KIND == _UPDATE and self._take_common(wire, peer, send):
             return
         header = decode_header(wire)
         if header.is_response:
@@ -107,6 +126,15 @@ class Dispatcher:
             self._metrics.faults.labels("dispatch").inc()
             log.exception("fault while answering", peer=peer.address, opcode=header.opcode)
             self._send(header_only(header, Rcode.SERVFAIL), peer, header.opcode, Rcode.SERVFAIL, send)
+
+    def _take_common(self, wire: bytes, peer: Peer, send: Send) -> bool:
+        """Whether an update goes the short way; after a fault there the long one is tried."""
+        try:
+            return self._common.take(wire, peer, send)
+        except Exception:
+            self._metrics.faults.labels("common updates").inc()
+            log.exception("fault on the short way of updates", peer=peer.address)
+            return False
 
     def _answer(self, decoded: Decoded, send: Send) -> None:
         """The stages in order; every refusal of theirs is worded here."""
@@ -155,7 +183,7 @@ class Dispatcher:
     def _refuse(self, reply: Reply, decoded: Decoded, rcode: Rcode, reason: str, ede: int | None, send: Send) -> None:
         message, peer = decoded.message, decoded.peer
         if message.header.opcode == Opcode.UPDATE:
-            self._log_update(decoded, reply, Outcome(rcode, reason))
+            self._log_update(_zone_name(message), peer, reply.principal, decoded.at, Outcome(rcode, reason))
         options = [extended_error(Ede.OTHER if ede is None else ede, reason)]
         wire = reply.build(rcode, None, options)
         self._send(wire, peer, message.header.opcode, rcode, send, reply)
@@ -210,33 +238,40 @@ class Dispatcher:
             return
 
         def done(outcome: Outcome) -> None:
-            self._metrics.update_seconds.observe(self._clock.monotonic() - request.decoded.at)
-            self._log_update(request.decoded, reply, outcome)
-            signed = Reply(
-                message,
-                request.peer,
-                unix=self._clock.unix(),
-                principal=request.principal,
-                tsig=tsig,
-                hop=reply.hop,
-            )
-            wire = signed.build(outcome.rcode, None, _update_options(outcome))
-            if outcome.rcode == Rcode.SERVFAIL:
-                self._replays.forget(tsig)
-            else:
-                self._replays.finish(tsig, wire)
-            self._send(wire, request.peer, Opcode.UPDATE, outcome.rcode, send)
+            self._finish(request, reply.hop, outcome, send)
 
         pending = PendingUpdate(apex, update, lease, principal.is_admin, actor, done)
         if not self._writer.submit(pending):
             self._replays.forget(tsig)
             raise Refusal(Rcode.SERVFAIL, "too many updates are waiting, try again", ede=Ede.NOT_READY)
 
+    def _finish(self, request: Authenticated, hop: Hop, outcome: Outcome, send: Send) -> None:
+        """The reply to an update, once the writer is done with it."""
+        message, peer, tsig = request.message, request.peer, request.tsig
+        assert tsig is not None
+        reply = Reply(message, peer, unix=self._clock.unix(), principal=request.principal, tsig=tsig, hop=hop)
+        self._metrics.update_seconds.observe(self._clock.monotonic() - request.decoded.at)
+        self._log_update(_zone_name(message), peer, request.principal, request.decoded.at, outcome)
+        wire = reply.build(outcome.rcode, None, _update_options(outcome))
+        if outcome.rcode == Rcode.SERVFAIL:
+            self._replays.forget(tsig)
+        else:
+            self._replays.finish(tsig, wire)
+        self._send(wire, peer, Opcode.UPDATE, outcome.rcode, send, reply)
+
+    def _finish_common(
+        self, wire: bytes, peer: Peer, principal: Principal, tsig: Tsig, at: float, outcome: Outcome, send: Send
+    ) -> None:
+        """The same for one that came the short way."""
+        self._finish(Authenticated(Decoded(decode(wire), peer, at), principal, tsig), PLAIN, outcome, send)
+
     def _check_zone(self, zone: Zone, update: Update) -> None:
         """NOTZONE for a name that lies in a deeper zone of ours: the parent has no say there (RFC 2136 §3.4.1.2).
 
         At the cut itself only what delegates is the parent's, so that no "delete all of this name" unhooks the zone.
         """
+        if len(self._zones) == 1:
+            return
         for key, rtype in update.touched:
             deeper = self._zones.enclosing(key)
             if deeper is None or deeper is zone or (key == deeper.apex and rtype in _AT_A_CUT):
@@ -258,23 +293,26 @@ class Dispatcher:
             return
         send(_NOTHING)
 
-    def _log_update(self, decoded: Decoded, reply: Reply, outcome: Outcome) -> None:
-        """One line an update: who, what, outcome, serials, milliseconds.
+    def _log_update(
+        self, zone: bytes | None, peer: Peer, principal: Principal | None, at: float, outcome: Outcome
+    ) -> None:
+        """One line an update: who, what, outcome, serials, milliseconds since `at`; not more lines than a log can bear.
 
         Anyone can send what no key signed, so that is told on the debug level only.
         """
-        message = decoded.message
-        zone = to_text(message.questions[0].name) if message.questions else "-"
-        tell = log.info if reply.principal else log.debug
+        now = self._clock.monotonic()
+        if not self._lines.take(now):
+            return
+        tell = log.info if principal else log.debug
         tell(
             "update",
-            zone=zone,
-            peer=f"{decoded.peer.address}#{decoded.peer.port}/{decoded.peer.transport}",
-            key=to_text(reply.principal.key.name) if reply.principal else "-",
+            zone="-" if zone is None else to_text(zone),
+            peer=f"{peer.address}#{peer.port}/{peer.transport}",
+            key=to_text(principal.key.name) if principal else "-",
             rcode=rcode_text(outcome.rcode),
             reason=outcome.reason or None,
             serial=f"{outcome.serial_from}->{outcome.serial_to}" if outcome.serial_to else None,
-            ms=round((self._clock.monotonic() - decoded.at) * 1000, 2),
+            ms=round((now - at) * 1000, 2),
         )
 
     def _send(self, wire: bytes, peer: Peer, opcode: int, rcode: int, send: Send, reply: Reply | None = None) -> None:
@@ -299,6 +337,10 @@ class Dispatcher:
     def _drop(self, reason: str, send: Send) -> None:
         self._metrics.dropped.labels(reason).inc()
         send(_NOTHING)
+
+
+def _zone_name(message: Message) -> bytes | None:
+    return message.questions[0].name if message.questions else None
 
 
 def _update_options(outcome: Outcome) -> list[tuple[int, bytes]]:

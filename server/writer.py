@@ -9,7 +9,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 
@@ -38,8 +38,7 @@ FOLLOW_RETRY_SECONDS: Final = 1.0  # when the store could not tell what another 
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of an update: RCODE, a sentence, the lease granted, and the serials before and after."""
 
     rcode: Rcode
@@ -293,10 +292,13 @@ class Writer:
                 for key, node in publish(zone, draft):
                     self._leases.watch(apex, key, node)
                     self._on_node(key)
+        kinds: dict[str, int] = {}
         for changes in batch.changes.values():
             for change in changes:
-                self._metrics.changes.labels(change.actor.kind).inc()
+                kinds[change.actor.kind] = kinds.get(change.actor.kind, 0) + 1
                 self._on_change(change)
+        for kind, number in kinds.items():
+            self._metrics.changes.labels(kind).inc(number)
         self._metrics.leases.set(len(self._leases))
         if batch.outcomes:
             self._metrics.batch.observe(len(batch.outcomes))

@@ -5,7 +5,6 @@ dnspython signs and validates here as a second opinion.
 
 import struct
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import dns.message
@@ -70,7 +69,7 @@ def with_tsig(wire: bytes, by: Key, **fields: Any) -> bytes:
     """Append a TSIG record with the given fields in the place of good ones."""
     wire_signed, mac = sign(wire, by, now=T0)
     tsig = Tsig(by.name, by.algorithm.name, T0, 300, mac, int.from_bytes(wire[:2], "big"), 0, b"")
-    tsig = replace(tsig, **fields)
+    tsig = tsig._replace(**fields)
     rdata = b"".join(
         (
             tsig.algorithm,

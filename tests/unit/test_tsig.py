@@ -75,7 +75,7 @@ def changed(wire: bytes, **fields: object) -> bytes:
     message, tsig = opened(wire)
     assert message.tsig is not None
     body = wire[:10] + (message.header.arcount - 1).to_bytes(2, "big") + wire[12 : message.tsig.offset]
-    after = replace(tsig, **fields)  # type: ignore[arg-type]  # the tests name the fields
+    after = tsig._replace(**fields)  # type: ignore[arg-type]  # the tests name the fields
     return with_record(body, tsig_record(after.key_name, after.algorithm, after))
 
 
@@ -313,7 +313,7 @@ def test_the_mac_is_checked_before_the_time_and_the_time_before_truncation() -> 
     assert verify(message, tsig, KEY, now=NOW - 9999, minimum_mac=32).error is TsigError.BADTRUNC
     assert verify(message, tsig, KEY, now=NOW - 9999, minimum_mac=32).is_signable
     assert verify(message, tsig, KEY, now=NOW - 9999, minimum_mac=16).error is TsigError.NOERROR
-    bad = replace(tsig, mac=bytes(16))
+    bad = tsig._replace(mac=bytes(16))
     assert verify(message, bad, KEY, now=NOW, minimum_mac=32).error is TsigError.BADSIG
     assert not verify(message, bad, KEY, now=NOW).is_signable
 

@@ -131,7 +131,7 @@ def test_what_comes_while_the_disk_works_shares_the_next_commit() -> None:
     assert [len(commit.changes) for commit in core.store.commits] == [1, 10, 9]
     assert order == list(range(20))
     assert core.zone.serial == 21
-    assert core.metrics.batch._sum.get() == 20
+    assert core.metrics.batch.sum == 20
 
 
 def test_batches_and_queue_are_bounded() -> None:
@@ -144,7 +144,7 @@ def test_batches_and_queue_are_bounded() -> None:
 
     core = scenario(play)
     assert len(outcomes) == MAX_QUEUE
-    assert sum(bucket.get() for bucket in core.metrics.batch._buckets) == MAX_QUEUE / MAX_BATCH
+    assert core.metrics.batch.count == MAX_QUEUE / MAX_BATCH
 
 
 def test_a_refused_update_leaves_no_trace_and_its_neighbours_stand() -> None:
