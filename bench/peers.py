@@ -79,7 +79,8 @@ def _bind(directory: Path, master_file: Path, hosts: int, port: int) -> list[str
         "  dnssec-validation no; minimal-responses yes; allow-transfer { none; }; };\ncontrols { };\n"
         f'key "{KEY_NAME}" {{ algorithm hmac-sha256; secret "{_SECRET}"; }};\n'
         f'key "{FLEET_KEY_NAME}" {{ algorithm hmac-sha256; secret "{_SECRET}"; }};\n'
-        f'zone "{ZONE}" {{ type primary; file "zone"; allow-update {{ key "{KEY_NAME}"; key "{FLEET_KEY_NAME}"; }}; }};\n'
+        f'zone "{ZONE}" {{ type primary; file "zone";\n'
+        f'  allow-update {{ key "{KEY_NAME}"; key "{FLEET_KEY_NAME}"; }}; }};\n'
     )
     return ["named", "-f", "-n", "1", "-c", str(config)]
 
