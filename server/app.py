@@ -18,7 +18,7 @@ from server.cookies import Cookies, read_secrets
 from server.dispatch import Dispatcher
 from server.fastpath import FastPath
 from server.guard import Guard
-from server.keyring import Keyring, Principal
+from server.keyring import Keyring, principal_of
 from server.members import ensure_service_zone
 from server.metrics import Metrics, serve_metrics
 from server.peer import Peer
@@ -90,6 +90,7 @@ class Server:
         self.metrics = Metrics()
         self.zones = Zones()
         self.keyring = Keyring()
+        self.policy = settings.policy.policy(from_text(settings.zone.name))
         self.leases = LeaseQueue()
         self._watch_change = on_change
         self.guard = Guard()
@@ -358,12 +359,13 @@ class Server:
         await self.writer.follow()
 
     async def _load_keys(self) -> None:
+        unix = self.clock.unix()
         members = {member.id: member for member in await self.store.members()}
         before = self.keyring.names()
         self.keyring.replace(
-            Principal(row.key, row.member_id, members[row.member_id].domain if row.member_id is not None else None)
+            principal_of(row, members, self.policy)
             for row in await self.store.keys()
-            if row.revoked_at is None and (row.member_id is None or row.member_id in members)
+            if row.is_valid(unix) and (row.member_id is None or row.member_id in members)
         )
         for name in before - self.keyring.names():
             self.push.revoke_key(name)
@@ -383,6 +385,8 @@ class Server:
         """Notice what the command line and other nodes commit."""
         while not await self._pause(POLL_SECONDS):
             try:
+                if self.keyring.next_expiry is not None and self.keyring.next_expiry <= self.clock.unix():
+                    await self._load_keys()
                 seen = await self.store.generation()
                 if seen == generation:
                     continue

@@ -86,14 +86,14 @@ class CommonUpdates:
             return False
         try:
             self._check_zone(zone, update)
-            may_update(principal, zone, update, leased=lease is not None and lease.lease > 0)
+            grant = may_update(principal, zone, update, leased=lease is not None and lease.lease > 0)
         except Refusal:
             return False
         if self._replays.begin(tsig, unix) is not True:
             return False
         actor = Actor("update", _key_text(principal.key.name), peer.address)
         request = _Request(self, wire, peer, send, read, principal, tsig, self._clock.monotonic())
-        pending = PendingUpdate(update.apex, update, lease, principal.is_admin, actor, request.done)
+        pending = PendingUpdate(update.apex, update, lease, grant, actor, request.done)
         if not self._writer.submit(pending):
             self._replays.forget(tsig)
             return False

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from protocol.name import fold, from_text, is_at_or_below, to_text
+from server.policy_settings import PolicySettings
 
 
 def _host_port(text: str) -> str:
@@ -208,6 +209,7 @@ class ServerSettings(_Section):
     transfer: TransferSettings = TransferSettings()
     journal: JournalSettings = JournalSettings()
     members: MembersSettings = MembersSettings()
+    policy: PolicySettings = PolicySettings()
     metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
 
@@ -226,6 +228,11 @@ class ServerSettings(_Section):
     def _xot_has_a_way(self) -> "ServerSettings":
         if not self.dns.listen_tls and any(rules.xot_only for rules in (self.transfer, *self.transfer.zones)):
             raise ValueError("xot_only needs listen_tls in [dns]")
+        return self
+
+    @model_validator(mode="after")
+    def _policy_fits(self) -> "ServerSettings":
+        self.policy.policy(from_text(self.zone.name))
         return self
 
     @model_validator(mode="after")

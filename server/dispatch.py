@@ -229,8 +229,8 @@ class Dispatcher:
         lease = update_lease(message.opt)
         update = read_update(message, apex)
         self._check_zone(zone, update)
-        principal = may_update(request.principal, zone, update, leased=lease is not None and lease.lease > 0)
-        actor = Actor("update", to_text(principal.key.name), request.peer.address)
+        grant = may_update(request.principal, zone, update, leased=lease is not None and lease.lease > 0)
+        actor = Actor("update", to_text(request.principal.key.name), request.peer.address)
         before = self._replays.begin(tsig, reply.unix)
         if before is not True:
             self._metrics.dropped.labels("repeated update").inc()
@@ -240,7 +240,7 @@ class Dispatcher:
         def done(outcome: Outcome) -> None:
             self._finish(request, reply.hop, outcome, send)
 
-        pending = PendingUpdate(apex, update, lease, principal.is_admin, actor, done)
+        pending = PendingUpdate(apex, update, lease, grant, actor, done)
         if not self._writer.submit(pending):
             self._replays.forget(tsig)
             raise Refusal(Rcode.SERVFAIL, "too many updates are waiting, try again", ede=Ede.NOT_READY)

@@ -20,6 +20,7 @@ from protocol.serial import is_newer, next_serial
 from server.catalog import CATALOG
 from server.config import LeaseSettings
 from server.metrics import Metrics
+from server.policy import Grant
 from server.store.api import LeaseMoved, Reader, Store, StoreError, Superseded, ZoneRow
 from server.system import Clock
 from server.zone.draft import Draft, commit_of, publish
@@ -50,12 +51,12 @@ class Outcome(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class PendingUpdate:
-    """An authorised update in the queue. `done` sends the reply."""
+    """An authorised update in the queue. `grant` is what policy lets it have; `done` sends the reply."""
 
     apex: bytes
     update: Update
     lease: UpdateLease | None
-    is_admin: bool
+    grant: Grant
     actor: Actor
     done: Callable[[Outcome], None]
 
@@ -258,9 +259,11 @@ class Writer:
         return Outcome(Rcode.NOERROR, "", lease, before, base.serial)
 
     def _terms(self, item: PendingUpdate, now: float) -> tuple[LeaseTerms, UpdateLease | None]:
-        """A member's wish is clamped to the service's bounds; an admin's update without one is permanent."""
+        """A wish is clamped to the service's bounds; what comes without one is permanent, or as its rule grants."""
         if item.lease is None:
-            return LeaseTerms(0, 0, keeps_lease=not item.is_admin), None
+            unasked = item.grant.default_lease
+            end = math.ceil(now) + unasked if unasked else 0
+            return LeaseTerms(end, end), None
         limits = self._limits
         lease = granted(item.lease, limits.minimum_seconds, limits.maximum_seconds, limits.key_maximum_seconds)
         start = math.ceil(now)  # a record never lapses before its granted time

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from protocol.tsig import Key
+from server.policy import Rule
 from server.zone.model import Change, StoredRR, ZoneCommit
 
 
@@ -51,7 +52,10 @@ class MemberRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class KeyRow:
-    """A TSIG key. `member_id` None is an administrator's; `kdf` is JSON when a password made the secret."""
+    """A TSIG key. `member_id` None is an administrator's; `kdf` is JSON when a password made the secret.
+
+    `rules` are the key's own, in order; a key with any is narrowed to them.
+    """
 
     key: Key
     member_id: int | None
@@ -59,6 +63,12 @@ class KeyRow:
     revoked_at: int | None = None
     last_used_at: int | None = None
     kdf: str | None = None
+    expires_at: int | None = None
+    rules: tuple[Rule, ...] = ()
+
+    def is_valid(self, now: int) -> bool:
+        """Whether it may sign at `now`, seconds since 1970."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
 
 class JournalRow(NamedTuple):
@@ -187,8 +197,20 @@ class Transaction(Reader, Protocol):
         """The member with its keys, and its own zone if it has one."""
         ...
 
+    async def set_private(self, member_id: int, private: bool) -> None:
+        """Note of which kind a member is; its zone is the caller's affair."""
+        ...
+
     async def add_key(self, row: KeyRow) -> None:
-        """Add a key, in the place of a revoked one of that name if there is one."""
+        """Add a key with its rules, in the place of one of that name that was revoked or expired by `created_at`."""
+        ...
+
+    async def set_key_expiry(self, name: bytes, at: int | None) -> bool:
+        """Let a key that is not revoked end at `at`, or never; whether there is one."""
+        ...
+
+    async def set_rules(self, name: bytes, rules: Sequence[Rule]) -> bool:
+        """Put these in the place of a key's rules; whether there is a key of that name."""
         ...
 
     async def revoke_key(self, name: bytes, at: int) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
+from server.policy import Rule
 from server.store.api import (
     JournalRow,
     KeyRow,
@@ -167,11 +168,28 @@ class MemoryTransaction(MemoryReader):
             if zone.member_id == member_id:
                 await self.remove_zone(zone.id)
 
+    async def set_private(self, member_id: int, private: bool) -> None:
+        self._data.members[member_id] = self._data.members[member_id]._replace(private=private)
+
     async def add_key(self, row: KeyRow) -> None:
         present = self._data.keys.get(row.key.name)
-        if present is not None and present.revoked_at is None:
+        if present is not None and present.is_valid(row.created_at):
             raise StoreError("there is a key of that name already")
         self._data.keys[row.key.name] = row
+
+    async def set_key_expiry(self, name: bytes, at: int | None) -> bool:
+        row = self._data.keys.get(name)
+        if row is None or row.revoked_at is not None:
+            return False
+        self._data.keys[name] = replace(row, expires_at=at)
+        return True
+
+    async def set_rules(self, name: bytes, rules: Sequence[Rule]) -> bool:
+        row = self._data.keys.get(name)
+        if row is None:
+            return False
+        self._data.keys[name] = replace(row, rules=tuple(rules))
+        return True
 
     async def revoke_key(self, name: bytes, at: int) -> bool:
         row = self._data.keys.get(name)

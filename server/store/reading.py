@@ -7,8 +7,10 @@ from typing import Any, Final
 from sqlalchemy import Executable, bindparam, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from protocol.constants import type_from_text
 from protocol.name import fold
 from protocol.tsig import Key, algorithm_from_text
+from server.policy import Action, Lease, Match, Quota, Rule
 from server.store import schema
 from server.store.api import JournalRow, KeyRow, MemberRow, SubscriptionRow, Subscriptions, TopicRow, ZoneRow
 from server.store.packing import order_key, subtree_bounds, unpack_rrs
@@ -142,9 +144,10 @@ class SqlReader:
     async def keys(self) -> list[KeyRow]:
         key = schema.tsig_key.c
         columns = (
-            *(key.name, key.algorithm, key.secret, key.member_id),
-            *(key.created_at, key.revoked_at, key.last_used_at, key.kdf),
+            *(key.id, key.name, key.algorithm, key.secret, key.member_id),
+            *(key.created_at, key.revoked_at, key.last_used_at, key.kdf, key.expires_at),
         )
+        rules = await self._rules()
         rows = [
             KeyRow(
                 Key(row.name, algorithm_from_text(row.algorithm), self._sealer.open(row.name, row.secret)),
@@ -153,10 +156,31 @@ class SqlReader:
                 row.revoked_at,
                 row.last_used_at,
                 row.kdf,
+                row.expires_at,
+                tuple(rules.get(row.id, ())),
             )
             for row in await self._rows(select(*columns))
         ]
         return sorted(rows, key=lambda row: order_key(row.key.name))
+
+    async def _rules(self) -> dict[int, list[Rule]]:
+        rule = schema.policy_rule.c
+        found: dict[int, list[Rule]] = {}
+        for row in await self._rows(select(schema.policy_rule).order_by(rule.key_id, rule.position)):
+            found.setdefault(row.key_id, []).append(
+                Rule(
+                    frozenset(map(Action, row.actions.split())),
+                    row.allow,
+                    Match(row.owner_match),
+                    row.owner,
+                    None if row.types is None else frozenset(map(type_from_text, row.types.split())),
+                    row.target,
+                    None if row.lease is None else Lease(row.lease),
+                    row.default_lease,
+                    Quota(row.records_per_name, row.names_per_member, row.updates_per_minute),
+                )
+            )
+        return found
 
     async def meta(self, name: str) -> str | None:
         meta = schema.meta.c

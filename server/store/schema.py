@@ -21,7 +21,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD: Final = "0003"
+HEAD: Final = "0004"
 """The revision these tables have; a database at it is opened without loading Alembic."""
 
 metadata = MetaData(
@@ -112,8 +112,31 @@ tsig_key = Table(
     Column("revoked_at", BigInteger),
     Column("last_used_at", BigInteger),
     Column("kdf", Text),
+    Column("expires_at", BigInteger),
     UniqueConstraint("name"),
     Index(None, "member_id"),
+)
+
+# The rules of one key in order of position; lists are words with one space between, names absolute and lowered.
+policy_rule = Table(
+    "policy_rule",
+    metadata,
+    Column("key_id", Id, ForeignKey("tsig_key.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("allow", Boolean, nullable=False),
+    Column("actions", Text, nullable=False),
+    Column("owner_match", String(16), nullable=False),
+    Column("owner", Text),
+    Column("types", Text),
+    Column("target", Text),
+    Column("lease", String(16)),
+    Column("default_lease", BigInteger, nullable=False),
+    Column("records_per_name", BigInteger),
+    Column("names_per_member", BigInteger),
+    Column("updates_per_minute", BigInteger),
+    CheckConstraint("owner_match IN ('self', 'subtree', 'pattern', 'zone')", name="owner_match"),
+    CheckConstraint("lease IN ('required', 'optional')", name="lease"),
+    sqlite_with_rowid=False,
 )
 
 meta = Table(

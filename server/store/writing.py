@@ -13,6 +13,8 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from protocol.constants import type_text
+from server.policy import Rule
 from server.store import schema
 from server.store.api import KeyRow, LeaseMoved, StoreError, Superseded
 from server.store.packing import order_key, pack_rrs, stored_rdata_key
@@ -220,7 +222,8 @@ class SqlTransaction(SqlReader):
     async def add_key(self, row: KeyRow) -> None:
         key = schema.tsig_key.c
         name = row.key.name
-        await self._connection.execute(delete(schema.tsig_key).where(key.name == name, key.revoked_at.is_not(None)))
+        ended = or_(key.revoked_at.is_not(None), key.expires_at <= row.created_at)
+        await self._connection.execute(delete(schema.tsig_key).where(key.name == name, ended))
         values = {
             "name": name,
             "algorithm": row.key.algorithm.text,
@@ -230,8 +233,10 @@ class SqlTransaction(SqlReader):
             "revoked_at": row.revoked_at,
             "last_used_at": row.last_used_at,
             "kdf": row.kdf,
+            "expires_at": row.expires_at,
         }
-        await self._insert(schema.tsig_key, values, "there is a key of that name already")
+        key_id = await self._insert(schema.tsig_key, values, "there is a key of that name already")
+        await self._add_rules(key_id, row.rules)
 
     async def revoke_key(self, name: bytes, at: int) -> bool:
         key = schema.tsig_key.c
@@ -239,6 +244,43 @@ class SqlTransaction(SqlReader):
             update(schema.tsig_key).values(revoked_at=at).where(key.name == name, key.revoked_at.is_(None))
         )
         return found.rowcount == 1
+
+    async def set_private(self, member_id: int, private: bool) -> None:
+        member = schema.member
+        await self._connection.execute(update(member).values(private=private).where(member.c.id == member_id))
+
+    async def set_key_expiry(self, name: bytes, at: int | None) -> bool:
+        key = schema.tsig_key.c
+        found = await self._connection.execute(
+            update(schema.tsig_key).values(expires_at=at).where(key.name == name, key.revoked_at.is_(None))
+        )
+        return found.rowcount == 1
+
+    async def set_rules(self, name: bytes, rules: Sequence[Rule]) -> bool:
+        key = schema.tsig_key.c
+        key_id = (await self._connection.execute(select(key.id).where(key.name == name))).scalar()
+        if key_id is None:
+            return False
+        await self._connection.execute(delete(schema.policy_rule).where(schema.policy_rule.c.key_id == key_id))
+        await self._add_rules(key_id, rules)
+        return True
+
+    async def _add_rules(self, key_id: int, rules: Sequence[Rule]) -> None:
+        for position, rule in enumerate(rules):
+            values = {
+                "key_id": key_id,
+                "position": position,
+                "allow": rule.allow,
+                "actions": " ".join(sorted(rule.actions)),
+                "owner_match": rule.match.value,
+                "owner": rule.owner,
+                "types": None if rule.types is None else " ".join(map(type_text, sorted(rule.types))),
+                "target": rule.target,
+                "lease": None if rule.lease is None else rule.lease.value,
+                "default_lease": rule.default_lease,
+                **rule.quota._asdict(),
+            }
+            await self._connection.execute(insert(schema.policy_rule).values(**values))
 
     async def set_meta(self, name: str, value: str) -> None:
         meta = schema.meta

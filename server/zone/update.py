@@ -172,14 +172,12 @@ def check_prerequisites(draft: Draft, prerequisites: tuple[Prerequisite, ...]) -
 class LeaseTerms(NamedTuple):
     """What the records that an update adds are granted: moments they lapse at, 0 for permanent.
 
-    `keeps_permanent`: a leased re-add leaves a permanent record permanent; `keeps_lease`: one without a lease leaves a
-    leased record its lease (D-numbered in docs/deviations.md; RFC 9664 leaves both open).
+    `keeps_permanent`: a leased re-add leaves a permanent record permanent (D7; RFC 9664 leaves it open).
     """
 
     expires: int
     key_expires: int
     keeps_permanent: bool = True
-    keeps_lease: bool = False
 
     def for_type(self, rtype: int) -> int:
         return self.key_expires if rtype == Type.KEY else self.expires
@@ -236,7 +234,7 @@ def _add(draft: Draft, op: UpdateOp, expires: int, terms: LeaseTerms) -> None:
     position = _position(rrset, rdata) if rrset else -1
     if position >= 0:
         had = leases[position]
-        if (had == 0 and expires and terms.keeps_permanent) or (had and not expires and terms.keeps_lease):
+        if had == 0 and expires and terms.keeps_permanent:
             expires = had
         leases = (*leases[:position], expires, *leases[position + 1 :])
     else:

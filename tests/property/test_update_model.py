@@ -17,6 +17,7 @@ from protocol.edns import UpdateLease
 from protocol.message import decode
 from protocol.name import fold, parent
 from protocol.rdata import canonical, soa_serial, soa_with_serial
+from server.policy import UNLIMITED
 from server.writer import Outcome, PendingUpdate
 from server.zone.model import Actor
 from server.zone.node import earliest_lapse
@@ -93,7 +94,7 @@ class Model:
         if self.content() != before:
             self.serial = self.serial + 1 & 0xFFFFFFFF or 1
 
-    def update(self, prerequisites: list[Item], ops: list[Item], expires: int, *, plain_keeps: bool) -> Rcode:
+    def update(self, prerequisites: list[Item], ops: list[Item], expires: int) -> Rcode:
         rcode = self.judge(prerequisites)
         if rcode != Rcode.NOERROR:
             return rcode
@@ -101,7 +102,7 @@ class Model:
             return Rcode.REFUSED
         before, serial = self.content(), self.serial
         for op in ops:
-            self.apply(op, expires, plain_keeps=plain_keeps)
+            self.apply(op, expires)
         if self.serial == serial and self.content() != before:
             self.serial = serial + 1 & 0xFFFFFFFF or 1
         return Rcode.NOERROR
@@ -127,7 +128,7 @@ class Model:
                 return Rcode.NXRRSET
         return Rcode.NOERROR
 
-    def apply(self, op: Item, expires: int, *, plain_keeps: bool) -> None:
+    def apply(self, op: Item, expires: int) -> None:
         owner = fold(op.owner)
         key = (owner, op.rtype)
         if op.rclass == Class.ANY:
@@ -149,7 +150,7 @@ class Model:
         if (op.rtype == Type.CNAME and kinds - BESIDE_CNAME) or (op.rtype not in BESIDE_CNAME and Type.CNAME in kinds):
             return
         old = rows.get(data)
-        keeps = old is not None and ((old == 0 and expires) or (old and not expires and plain_keeps))
+        keeps = old is not None and old == 0 and bool(expires)
         if op.rtype in (Type.CNAME, Type.DNAME):
             rows = {}
         assert old is not None or not keeps
@@ -182,7 +183,7 @@ def ops(draw: st.DrawFn) -> Item:
 
 LEASES: Final = st.sampled_from([None, 1800, 2400, 7200])
 UPDATES: Final = st.tuples(
-    st.one_of(st.just([]), st.lists(prerequisites(), max_size=2)), st.lists(ops(), max_size=5), LEASES, st.booleans()
+    st.one_of(st.just([]), st.lists(prerequisites(), max_size=2)), st.lists(ops(), max_size=5), LEASES
 )
 WAITS: Final = st.sampled_from([0.0, 0.4, 1799.6, 2000.0, 7200.0])
 BATCHES: Final = st.lists(st.tuples(WAITS, st.lists(UPDATES, max_size=4)), min_size=1, max_size=6)
@@ -207,17 +208,17 @@ def check_index(zone: Zone) -> None:
     }
 
 
-def queue(core: Core, update: tuple[list[Item], list[Item], int | None, bool], outcomes: list[Outcome]) -> None:
-    wants, changes, lease, is_admin = update
+def queue(core: Core, update: tuple[list[Item], list[Item], int | None], outcomes: list[Outcome]) -> None:
+    wants, changes, lease = update
     parsed = read_update(decode(update_message(changes, wants)), APEX)
     wish = None if lease is None else UpdateLease(lease)
-    assert core.writer.submit(PendingUpdate(APEX, parsed, wish, is_admin, Actor("update"), outcomes.append))
+    assert core.writer.submit(PendingUpdate(APEX, parsed, wish, UNLIMITED, Actor("update"), outcomes.append))
 
 
 @settings(max_examples=250, deadline=None)
 @given(batches=BATCHES)
 def test_random_batches_leave_what_the_model_holds(
-    batches: list[tuple[float, list[tuple[list[Item], list[Item], int | None, bool]]]],
+    batches: list[tuple[float, list[tuple[list[Item], list[Item], int | None]]]],
 ) -> None:
     first = zone_of_text(START)
     core = Core([zone_of_text(START)])
@@ -232,10 +233,10 @@ def test_random_batches_leave_what_the_model_holds(
         outcomes: list[Outcome] = []
         expected: list[tuple[Rcode, int]] = []
         for update in batch:
-            wants, changes, lease, is_admin = update
+            wants, changes, lease = update
             queue(core, update, outcomes)
             expires = 0 if lease is None else math.ceil(core.clock.now) + lease
-            rcode = model.update(wants, changes, expires, plain_keeps=not is_admin)
+            rcode = model.update(wants, changes, expires)
             expected.append((rcode, model.serial if rcode == Rcode.NOERROR else 0))
         core.write()
         assert [(outcome.rcode, outcome.serial_to) for outcome in outcomes] == expected

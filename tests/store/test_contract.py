@@ -8,6 +8,7 @@ import pytest
 
 from protocol.name import from_text
 from protocol.tsig import MD5, SHA256, Key
+from server.policy_settings import rule_from_text
 from server.store import reading
 from server.store.api import (
     KeyRow,
@@ -316,6 +317,53 @@ async def test_a_revoked_key_stays_listed_until_its_name_is_given_again(store: S
     async with store.transaction() as transaction:
         await transaction.add_key(new)
     assert await store.keys() == [new]
+
+
+async def test_a_key_ends_when_it_is_told_to(store: Store) -> None:
+    name = from_text("mac.alice.members.example.")
+    old, new = (KeyRow(Key(name, SHA256, secret * 32), None, at) for secret, at in ((b"o", 1), (b"n", 70)))
+    async with store.transaction() as transaction:
+        await transaction.add_key(old)
+        assert await transaction.set_key_expiry(name, 70)
+        assert not await transaction.set_key_expiry(from_text("gone."), 70)
+    (row,) = await store.keys()
+    assert row == replace(old, expires_at=70)
+    assert [row.is_valid(now) for now in (69, 70)] == [True, False]
+    with pytest.raises(StoreError, match="already"):
+        async with store.transaction() as transaction:
+            await transaction.add_key(replace(new, created_at=69))
+    async with store.transaction() as transaction:
+        await transaction.add_key(new)
+    assert await store.keys() == [new]
+
+
+async def test_a_key_keeps_its_rules_in_order(store: Store) -> None:
+    name = from_text("mac.alice.members.example.")
+    origin = from_text("alice.members.example.")
+    every = rule_from_text(
+        'effect = "allow", actions = ["update", "transfer"], match = "pattern", owner = "*.x", types = ["SRV", "PTR"], '
+        'target = "y", lease = "optional", default_lease_seconds = 60, records_per_name = 0, names_per_member = 2',
+        origin,
+    )
+    deny = rule_from_text('effect = "deny", match = "self"', origin)
+    async with store.transaction() as transaction:
+        await transaction.add_key(KeyRow(Key(name, SHA256, b"o" * 32), None, 1, rules=(every, deny)))
+    assert [row.rules for row in await store.keys()] == [(every, deny)]
+    async with store.transaction() as transaction:
+        assert await transaction.set_rules(name, (deny,))
+        assert not await transaction.set_rules(from_text("gone."), (deny,))
+    assert [row.rules for row in await store.keys()] == [(deny,)]
+    async with store.transaction() as transaction:
+        await transaction.revoke_key(name, 50)
+        await transaction.add_key(KeyRow(Key(name, SHA256, b"n" * 32), None, 60))
+    assert [row.rules for row in await store.keys()] == [()]
+
+
+async def test_a_member_changes_its_kind(store: Store) -> None:
+    async with store.transaction() as transaction:
+        member = await transaction.add_member("alice", from_text("alice."), private=False, created_at=1)
+        await transaction.set_private(member, True)
+    assert [row.private for row in await store.members()] == [True]
 
 
 async def test_last_use_only_goes_forward(store: Store) -> None:

@@ -197,26 +197,21 @@ def test_keys_and_other_records_have_leases_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("was", "wish", "keeps_permanent", "keeps_lease", "becomes"),
+    ("was", "wish", "keeps_permanent", "becomes"),
     [
-        (0, 100, True, False, 0),
-        (0, 100, False, False, 100),
-        (50, 100, True, True, 100),
-        (500, 100, True, True, 100),
-        (50, 0, True, True, 50),
-        (50, 0, True, False, 0),
-        (0, 0, True, True, 0),
+        (0, 100, True, 0),
+        (0, 100, False, 100),
+        (50, 100, True, 100),
+        (500, 100, True, 100),
+        (50, 0, True, 0),
+        (0, 0, True, 0),
     ],
 )
-def test_the_lease_of_a_record_added_again(
-    was: int, wish: int, keeps_permanent: bool, keeps_lease: bool, becomes: int
-) -> None:
+def test_the_lease_of_a_record_added_again(was: int, wish: int, keeps_permanent: bool, becomes: int) -> None:
     op = add("mac.members.example.", 60, "TXT", "x")
     zone = zone_of_text(TEXT)
     draft = apply(zone, op, terms=LeaseTerms(was, was))
-    apply_update(
-        draft, read_update(decode(update_message([op])), APEX), LeaseTerms(wish, wish, keeps_permanent, keeps_lease)
-    )
+    apply_update(draft, read_update(decode(update_message([op])), APEX), LeaseTerms(wish, wish, keeps_permanent))
     rrset = draft.rrset(MAC, Type.TXT)
     assert rrset is not None and rrset.expires == (becomes,)
 

@@ -12,6 +12,7 @@ from protocol.message import decode
 from protocol.name import fold
 from server.config import LeaseSettings
 from server.metrics import Metrics
+from server.policy import UNLIMITED, Grant
 from server.store.api import StoreError, Superseded
 from server.store.memory import MemoryStore
 from server.writer import (
@@ -63,13 +64,13 @@ def pending(
     *ops: Item,
     prerequisites: tuple[Item, ...] = (),
     lease: int | UpdateLease | None = None,
-    is_admin: bool = True,
+    grant: Grant = UNLIMITED,
     apex: bytes = APEX,
 ) -> PendingUpdate:
     wish = UpdateLease(lease) if type(lease) is int else lease
     update = read_update(decode(update_message(ops, prerequisites)), APEX)
     assert wish is None or isinstance(wish, UpdateLease)
-    return PendingUpdate(apex, update, wish, is_admin, Actor("update", "k."), done)
+    return PendingUpdate(apex, update, wish, grant, Actor("update", "k."), done)
 
 
 def a(host: str, last: int = 9) -> Item:
