@@ -23,6 +23,7 @@ from server.members import ensure_service_zone
 from server.metrics import Metrics, serve_metrics
 from server.peer import Peer
 from server.pruning import prune_journal
+from server.push.dso_service import DsoService
 from server.push.service import PushService
 from server.response_limit import ResponseLimiter, ResponseLimits
 from server.service_settings import service_of
@@ -51,26 +52,30 @@ class StartError(Exception):
 
 
 class _Watchers:
-    """Tells of streams to both who live on them: subscriptions and transfers."""
+    """Tells of streams to all who live on them: subscriptions, stateful sessions and transfers."""
 
-    def __init__(self, push: PushService, transfers: TransferService) -> None:
+    def __init__(self, push: PushService, dso: DsoService, transfers: TransferService) -> None:
         self._push = push
+        self._dso = dso
         self._transfers = transfers
 
     def stream_closed(self, via: int) -> None:
         self._push.stream_closed(via)
+        self._dso.stream_closed(via)
         self._transfers.stream_closed(via)
 
     def stream_paused(self, via: int) -> None:
         self._push.stream_paused(via)
+        self._dso.stream_paused(via)
         self._transfers.stream_paused(via)
 
     def stream_resumed(self, via: int) -> None:
         self._push.stream_resumed(via)
+        self._dso.stream_resumed(via)
         self._transfers.stream_resumed(via)
 
     def is_watching(self, via: int) -> bool:
-        return self._push.is_watching(via)
+        return self._push.is_watching(via) or self._dso.has_session(via)
 
 
 class Server:
@@ -134,6 +139,14 @@ class Server:
             send=self._send,
             event_listener=self._event_listener,
         )
+        self.dso = DsoService(
+            settings.push,
+            zones=self.zones,
+            clock=self.clock,
+            metrics=self.metrics,
+            send=self._send_on_stream,
+            abort=self._abort_stream,
+        )
         self.writer = Writer(
             zones=self.zones,
             store=self.store,
@@ -174,11 +187,13 @@ class Server:
             transfers=self.transfers,
             guard=self.guard,
             idle_seconds=lambda: self.settings.dns.tcp_idle_seconds,
+            dso=self.dso,
         )
         self._raise_guard(settings.dns, cookie_secrets)
         dns = settings.dns
         limits = StreamLimits(dns.tcp_idle_seconds, dns.tcp_connections, dns.tcp_connections_per_address)
-        self.streams = StreamServer(dispatcher.handle, limits, self.metrics, _Watchers(self.push, self.transfers))
+        watchers = _Watchers(self.push, self.dso, self.transfers)
+        self.streams = StreamServer(dispatcher.handle, limits, self.metrics, watchers)
         await self._load()
         await self._listen(dispatcher, tls)
         await self._publish_service()
@@ -235,6 +250,7 @@ class Server:
         self._tasks.clear()
         if hasattr(self, "push"):
             self.push.close()
+            self.dso.close()
         if hasattr(self, "transfers"):
             await self.transfers.close()
         if hasattr(self, "streams"):
@@ -431,6 +447,7 @@ class Server:
     def _changed(self, change: Change) -> None:
         self.fast.changed(change)
         self.push.publish(change)
+        self.dso.publish(change)
         self.transfers.publish(change.apex)
         if self._watch_change is not None:
             self._watch_change(change)
@@ -441,6 +458,16 @@ class Server:
             self.streams.send(peer, wire)
         elif peer.via in self._udp:
             self._udp[peer.via].send(peer, wire)
+
+    def _send_on_stream(self, via: int, wire: bytes) -> None:
+        connection = self.streams.connections.get(via)
+        if connection is not None:
+            connection.send(wire)
+
+    def _abort_stream(self, via: int) -> None:
+        connection = self.streams.connections.get(via)
+        if connection is not None:
+            connection.abort()
 
     def _notify_listener(self, host: str) -> int:
         """The UDP listener for a secondary at this address: of its family, on loopback when it is there."""

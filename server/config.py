@@ -138,6 +138,18 @@ class LlqSettings(_Section):
     longest_wait_seconds: float = Field(default=1.0, ge=0, le=30)
 
 
+class PushSettings(_Section):
+    """DNS Push (RFC 8765) on `listen_tls`, for names that anyone may ask for."""
+
+    enabled: bool = True
+    inactivity_seconds: int = Field(default=15, ge=5, le=86_400)
+    """A session without a subscription should be closed by its client after this time (RFC 8490 §6.4)."""
+    keepalive_seconds: int = Field(default=300, ge=10, le=86_400)
+    """A client should be heard from this often (RFC 8490 §6.5); after twice that time it is taken for gone."""
+    maximum_subscriptions: int = Field(default=100_000, ge=1)
+    maximum_per_session: int = Field(default=1_000, ge=1)
+
+
 class TransferRules(_Section):
     """Who may have a zone, and who is told when it changes. Nobody by default; an administrator's key always may."""
 
@@ -206,6 +218,7 @@ class ServerSettings(_Section):
     dns: DnsSettings = DnsSettings()
     lease: LeaseSettings = LeaseSettings()
     llq: LlqSettings = LlqSettings()
+    push: PushSettings = PushSettings()
     transfer: TransferSettings = TransferSettings()
     journal: JournalSettings = JournalSettings()
     members: MembersSettings = MembersSettings()

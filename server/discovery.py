@@ -1,13 +1,14 @@
 """Records the service itself keeps: where to send updates, queries and LLQs, and the name server's own (RFC 6281).
 
 RFC 6281 prints `_dns-update-tls._udp`, Apple's clients ask `_dns-update-tls._tcp`, public ones `_dns-update._udp`: all
-families are published at the zone and at every member's domain. DNS Push is said not to be there (RFC 2782: target
-"."), so that a client that looks for it first goes on to LLQ at once. Pure: no clock, no I/O.
+families are published at the zone and at every member's domain. Where DNS Push is not served (without TLS, switched
+off, in a private zone: it carries no signatures) it is said not to be there (RFC 2782: target "."), so that a client
+that looks for it first goes on to LLQ at once. Pure: no clock, no I/O.
 """
 
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Final
 
@@ -36,13 +37,17 @@ NEGATIVE_TTL_SECONDS: Final = 60  # a machine that comes home is seen within a m
 
 @dataclass(frozen=True, slots=True)
 class NameServer:
-    """How the world reaches this server: `host` a wire name, `addresses` in text, `tls_port` None without TLS."""
+    """How the world reaches this server: `host` a wire name, `addresses` in text, `tls_port` None without TLS.
+
+    `push`: whether DNS Push is served on the TLS port.
+    """
 
     host: bytes
     addresses: tuple[str, ...]
     port: int
     tls_port: int | None
     ttl: int = 3600
+    push: bool = False
 
 
 def default_host(zone: bytes) -> bytes:
@@ -65,7 +70,8 @@ def discovery_records(domain: bytes, server: NameServer) -> tuple[RR, ...]:
     records = [srv(prefix, server.port, server.host) for prefix in _PLAIN]
     if server.tls_port is not None:
         records += [srv(prefix, server.tls_port, server.host) for prefix in _TLS]
-    records.append(srv(_PUSH, 0, ROOT))
+    has_push = server.push and server.tls_port is not None
+    records.append(srv(_PUSH, server.tls_port or 0, server.host) if has_push else srv(_PUSH, 0, ROOT))
     return tuple(records)
 
 
@@ -88,7 +94,7 @@ def soa_rdata(zone: bytes, server: NameServer) -> bytes:
 
 def domain_records(domain: bytes, server: NameServer, *, is_zone: bool) -> tuple[RR, ...]:
     """All the service keeps at a member's domain: discovery, and NS where it is a zone of its own."""
-    discovery = discovery_records(domain, server)
+    discovery = discovery_records(domain, replace(server, push=False) if is_zone else server)
     return (RR(domain, Type.NS, server.ttl, server.host), *discovery) if is_zone else discovery
 
 

@@ -4,6 +4,7 @@ datagram -> decode -> authenticate -> authorise -> QUERY  : answer on the snapsh
                                                 -> LLQ    : subscription state machine + answer
                                                 -> AXFR, IXFR : transfer service, many messages on a stream
                                                 -> UPDATE : writer queue, reply after the commit
+opcode 6 on TLS -> DSO sessions and DNS Push, which have neither sections nor signatures
 QR=1     -> acknowledgement of an event, else dropped (answering responses would make loops)
 """
 
@@ -39,6 +40,7 @@ from server.keyring import Keyring, Principal
 from server.lines import LineBudget
 from server.metrics import Metrics
 from server.peer import Peer
+from server.push.dso_service import DsoService
 from server.push.service import PushService
 from server.replays import Replays
 from server.reply import Reply, header_only
@@ -77,6 +79,7 @@ class Dispatcher:
         transfers: TransferService | None = None,
         guard: Guard | None = None,
         idle_seconds: Callable[[], float] = lambda: 0.0,
+        dso: DsoService | None = None,
     ) -> None:
         self._zones = zones
         self._keyring = keyring
@@ -86,6 +89,7 @@ class Dispatcher:
         self._metrics = metrics
         self._allow_md5 = allow_md5
         self._transfers = transfers
+        self._dso = dso
         self._minimum_mac = minimum_mac
         self._replays = Replays(replay_window_seconds)
         self._guard = guard or Guard()
@@ -111,14 +115,30 @@ class Dispatcher:
         if wire[2] & _KIND == _UPDATE and self._take_common(wire, peer, send):
             return
         header = decode_header(wire)
+        if self._dso is not None and peer.transport == "tls":
+            if header.opcode == Opcode.DSO and self._dso.takes(peer):
+                self._dso.receive(wire, peer)
+                self._metrics.requests.count(peer.transport, Opcode.DSO, Rcode.NOERROR)
+                send(_NOTHING)
+                return
+            self._dso.note_message(peer.via)
         if header.is_response:
             self._acknowledge(wire, peer, send)
+            return
+        if header.opcode == Opcode.DSO:  # its octets are no sections to take apart
+            self._send(header_only(header, Rcode.NOTIMP), peer, header.opcode, Rcode.NOTIMP, send)
             return
         try:
             decoded = Decoded(decode(wire), peer, self._clock.monotonic())
         except DecodeError as error:
             log.debug("undecodable", peer=peer.address, reason=error.reason, offset=error.offset)
             self._send(header_only(header, Rcode.FORMERR), peer, header.opcode, Rcode.FORMERR, send)
+            return
+        opt = decoded.message.opt
+        is_in_session = self._dso is not None and peer.transport == "tls" and self._dso.has_session(peer.via)
+        if self._dso is not None and is_in_session and opt is not None and opt.all(EdnsOption.TCP_KEEPALIVE):
+            self._dso.break_off(peer.via, "edns-tcp-keepalive within a session")  # RFC 8490 §7.1.2
+            send(_NOTHING)
             return
         try:
             self._answer(decoded, send)

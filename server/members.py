@@ -63,6 +63,7 @@ class Service:
                 "port": server.port,
                 "tls_port": server.tls_port,
                 "ttl": server.ttl,
+                "push": server.push,
             }
         )
 
@@ -70,7 +71,12 @@ class Service:
     def from_json(cls, text: str) -> "Service":
         data = json.loads(text)
         server = NameServer(
-            from_text(data["host"]), tuple(data["addresses"]), data["port"], data["tls_port"], data["ttl"]
+            from_text(data["host"]),
+            tuple(data["addresses"]),
+            data["port"],
+            data["tls_port"],
+            data["ttl"],
+            data.get("push", False),  # a database from before DNS Push does not say
         )
         return cls(from_text(data["zone"]), server)
 

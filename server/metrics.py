@@ -5,6 +5,7 @@ from bisect import bisect_left
 from collections import Counter as Tally
 from collections.abc import Iterator
 from itertools import accumulate
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
@@ -97,6 +98,23 @@ class Tallies(Collector):
         names = [*map(floatToGoString, self._bounds), "+Inf"]
         buckets = list(zip(names, accumulate(self._counts), strict=True))
         yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self.sum)
+    """Counts that a pure core keeps in a dataclass of integers, one label value a field, read when Prometheus asks."""
+
+    def __init__(self, name: str, documentation: str, label: str) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._label = label
+        self._read: Callable[[], Mapping[str, int]] = dict
+
+    def watch(self, read: Callable[[], Mapping[str, int]]) -> None:
+        """From now on show what `read` gives: label value -> count."""
+        self._read = read
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        family = CounterMetricFamily(self._name, self._documentation, labels=(self._label,))
+        for value, number in self._read().items():
+            family.add_metric((value,), number)
+        yield family
 
 
 class Metrics:
@@ -131,6 +149,10 @@ class Metrics:
         )
         self.leases = Gauge("homing_leased_names", "Owner names with a lease running", registry=registry)
         self.subscriptions = Gauge("homing_llq_subscriptions", "Long-Lived Queries established", registry=registry)
+        self.dso_sessions = Gauge("homing_dso_sessions", "DNS Stateful Operations sessions open", registry=registry)
+        self.push_subscriptions = Gauge("homing_push_subscriptions", "DNS Push subscriptions", registry=registry)
+        self.dso_events = Tallies("homing_dso_events", "What happened in DSO sessions, by kind", "kind")
+        registry.register(self.dso_events)
 
     def exposition(self) -> bytes:
         return generate_latest(self.registry)

@@ -16,5 +16,11 @@ def service_of(settings: ServerSettings, port: int, tls_port: int | None) -> Ser
     ]
     return Service(
         apex,
-        NameServer(host, tuple(addresses), zone.advertise_port or port, zone.advertise_tls_port or tls_port),
+        NameServer(
+            host,
+            tuple(addresses),
+            zone.advertise_port or port,
+            zone.advertise_tls_port or tls_port,
+            push=settings.push.enabled,
+        ),
     )
