@@ -67,7 +67,12 @@ class DsoService:
 
     def receive(self, wire: bytes, peer: Peer) -> None:
         """Take a DSO message; what is to be said goes out by `send` before this returns, or soon after."""
-        self._machine.receive(peer.via, wire, self._clock.monotonic())
+        try:
+            self._machine.receive(peer.via, wire, self._clock.monotonic())
+        except Exception:
+            self._metrics.faults.labels("dso").inc()
+            log.exception("fault in a stateful session", peer=peer.address)
+            self._machine.abort(peer.via, "fault of ours")
         self.wake()
 
     def note_message(self, via: int) -> None:
