@@ -125,14 +125,12 @@ class Dispatcher:
         if header.is_response:
             self._acknowledge(wire, peer, send)
             return
-        if header.opcode == Opcode.DSO:  # its octets are no sections to take apart
-            self._send(header_only(header, Rcode.NOTIMP), peer, header.opcode, Rcode.NOTIMP, send)
-            return
         try:
             decoded = Decoded(decode(wire), peer, self._clock.monotonic())
         except DecodeError as error:
             log.debug("undecodable", peer=peer.address, reason=error.reason, offset=error.offset)
-            self._send(header_only(header, Rcode.FORMERR), peer, header.opcode, Rcode.FORMERR, send)
+            rcode = Rcode.NOTIMP if header.opcode == Opcode.DSO else Rcode.FORMERR  # TLVs are no sections
+            self._send(header_only(header, rcode), peer, header.opcode, rcode, send)
             return
         opt = decoded.message.opt
         is_in_session = self._dso is not None and peer.transport == "tls" and self._dso.has_session(peer.via)
