@@ -129,7 +129,8 @@ class Dispatcher:
             decoded = Decoded(decode(wire), peer, self._clock.monotonic())
         except DecodeError as error:
             log.debug("undecodable", peer=peer.address, reason=error.reason, offset=error.offset)
-            rcode = Rcode.NOTIMP if header.opcode == Opcode.DSO else Rcode.FORMERR  # TLVs are no sections
+            is_stateful = header.opcode == Opcode.DSO and not any(header[2:])  # octets after it are TLVs, not sections
+            rcode = Rcode.NOTIMP if is_stateful else Rcode.FORMERR
             self._send(header_only(header, rcode), peer, header.opcode, rcode, send)
             return
         opt = decoded.message.opt
