@@ -3,9 +3,8 @@
 import asyncio
 from bisect import bisect_left
 from collections import Counter as Tally
-from collections.abc import Iterator
-from itertools import accumulate
 from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
@@ -98,6 +97,9 @@ class Tallies(Collector):
         names = [*map(floatToGoString, self._bounds), "+Inf"]
         buckets = list(zip(names, accumulate(self._counts), strict=True))
         yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self.sum)
+
+
+class CoreCounts(Collector):
     """Counts that a pure core keeps in a dataclass of integers, one label value a field, read when Prometheus asks."""
 
     def __init__(self, name: str, documentation: str, label: str) -> None:
@@ -151,7 +153,7 @@ class Metrics:
         self.subscriptions = Gauge("homing_llq_subscriptions", "Long-Lived Queries established", registry=registry)
         self.dso_sessions = Gauge("homing_dso_sessions", "DNS Stateful Operations sessions open", registry=registry)
         self.push_subscriptions = Gauge("homing_push_subscriptions", "DNS Push subscriptions", registry=registry)
-        self.dso_events = Tallies("homing_dso_events", "What happened in DSO sessions, by kind", "kind")
+        self.dso_events = CoreCounts("homing_dso_events", "What happened in DSO sessions, by kind", "kind")
         registry.register(self.dso_events)
 
     def exposition(self) -> bytes:
