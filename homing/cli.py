@@ -17,6 +17,7 @@ from homing.logs import LEVELS, configure_logging
 from homing.member_commands import key_app, member_app
 from homing.options import Config
 from homing.running import OperationError, UntilAsked, run
+from homing.status_command import status
 from homing.zone_commands import zone_app
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ app.command()(lab)
 app.command()(history)
 app.command()(undo)
 app.command()(tail)
+app.command()(status)
 
 
 class LogLevel(StrEnum):

@@ -20,13 +20,16 @@ from server.fastpath import FastPath
 from server.guard import Guard
 from server.keyring import Keyring, principal_of
 from server.members import ensure_service_zone
-from server.metrics import Metrics, serve_metrics
+from server.metrics import Metrics
+from server.monitor import Monitor
 from server.peer import Peer
 from server.pruning import prune_journal
 from server.push.dso_service import DsoService
 from server.push.service import PushService
+from server.querylog import QueryLog
 from server.response_limit import ResponseLimiter, ResponseLimits
-from server.service_settings import service_of
+from server.service_settings import control_socket, service_of
+from server.status import status
 from server.store.api import Store, StoreError
 from server.store.sql import SqlStore
 from server.system import Clock, Entropy, SystemClock, SystemEntropy
@@ -94,6 +97,7 @@ class Server:
         self.entropy = entropy or SystemEntropy()
         self.metrics = Metrics()
         self.zones = Zones()
+        self.metrics.watch_zones(self.zones)
         self.keyring = Keyring()
         self.policy = settings.policy.policy(from_text(settings.zone.name))
         self.leases = LeaseQueue()
@@ -106,6 +110,12 @@ class Server:
         self.failed = False
         self.tls_port: int | None = None
         self._listening: list[tuple[str, str, int]] = []
+        self._started_at = int(self.clock.lease())
+        self._changed_at: dict[bytes, int] = {}
+        self._unready: str | None = "starting"
+        self.monitor = Monitor(self.metrics, unready=lambda: self._unready, status=self.status)
+        share = settings.log.queries
+        self.queries = QueryLog(share, clock=self.clock, entropy=self.entropy) if share else None
         self.store: Store
         self.writer: Writer
         self.push: PushService
@@ -124,6 +134,7 @@ class Server:
         settings = self.settings
         tls = self._tls_context()
         cookie_secrets = read_cookie_secrets(settings.dns)
+        await self._listen_metrics()
         try:
             self.store = await SqlStore.open(settings.database.url, settings.database.master_key_file)
             generation = await self.store.generation()
@@ -193,7 +204,8 @@ class Server:
         dns = settings.dns
         limits = StreamLimits(dns.tcp_idle_seconds, dns.tcp_connections, dns.tcp_connections_per_address)
         watchers = _Watchers(self.push, self.dso, self.transfers)
-        self.streams = StreamServer(dispatcher.handle, limits, self.metrics, watchers)
+        handle = dispatcher.handle if self.queries is None else self.queries.over(dispatcher.handle)
+        self.streams = StreamServer(handle, limits, self.metrics, watchers)
         await self._load()
         await self._listen(dispatcher, tls)
         await self._publish_service()
@@ -201,9 +213,7 @@ class Server:
         await self._load_keys()
         self._warn_of_md5()
         await self.writer.lapse_due()
-        if settings.metrics.listen:
-            address, port = split_host_port(settings.metrics.listen)
-            await self._metrics_listener(address, port)
+        await self._listen_control()
         self.transfers.begin()
         self._spawn("writer", self.writer.run())
         self._spawn("follow", self._follow(generation))
@@ -212,6 +222,7 @@ class Server:
             "pruning",
             prune_journal(self.store, settings.journal, clock=self.clock, metrics=self.metrics, pause=self._pause),
         )
+        self._unready = None
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.get_running_loop().create_task(self._root(name, work), name=name))
@@ -237,6 +248,7 @@ class Server:
     async def stop(self) -> None:
         """Listeners first, then the queue is written, then streams, then the store."""
         self._stopping.set()
+        self._unready = "stopping"
         for listener in self._udp.values():
             listener.pause()
         if hasattr(self, "writer"):
@@ -257,6 +269,7 @@ class Server:
             await self.streams.close()
         for listener in self._udp.values():
             listener.close()
+        self.monitor.close()
         if hasattr(self, "store"):
             await self._flush_key_use()
             await self.store.close()
@@ -347,7 +360,7 @@ class Server:
                 return listener
 
     async def _open_udp(self, number: int, address: str, port: int, dispatcher: Dispatcher) -> UdpListener:
-        return await open_udp(number, address, port, dispatcher.handle, self.fast, self.metrics)
+        return await open_udp(number, address, port, dispatcher.handle, self.fast, self.metrics, self.queries)
 
     @property
     def port(self) -> int:
@@ -404,6 +417,7 @@ class Server:
                 if self.keyring.next_expiry is not None and self.keyring.next_expiry <= self.clock.unix():
                     await self._load_keys()
                 seen = await self.store.generation()
+                self._unready = None
                 if seen == generation:
                     continue
                 generation = seen
@@ -411,6 +425,7 @@ class Server:
                 self.writer.follow()
             except StoreError as error:
                 self.metrics.store_errors.inc()
+                self._unready = "the database does not answer"
                 log.error("cannot follow the database", error=str(error))
 
     async def _write_key_use(self) -> None:
@@ -436,19 +451,51 @@ class Server:
             return False
         return True
 
-    async def _metrics_listener(self, address: str, port: int) -> None:
+    async def _listen_metrics(self) -> None:
+        """First of all, so that those who watch see a start that takes long."""
+        if self.settings.metrics.listen:
+            address, port = split_host_port(self.settings.metrics.listen)
+            try:
+                bound = await self.monitor.listen(address, port)
+            except OSError as error:
+                raise StartError(f"cannot listen on {address}:{port} (metrics): {_plain(error)}") from None
+            self._listening.append(("metrics", address, bound))
+
+    async def _listen_control(self) -> None:
+        path = control_socket(self.settings)
+        if path is None:
+            return
         try:
-            server = await serve_metrics(self.metrics, address, port)
+            await self.monitor.listen_socket(path)
         except OSError as error:
-            raise StartError(f"cannot listen on {address}:{port} (metrics): {_plain(error)}") from None
-        self.streams.adopt(server)
-        self._listening.append(("metrics", address, int(server.sockets[0].getsockname()[1])))
+            if self.settings.control.socket is not None:
+                raise StartError(f"cannot listen on {path} (control): {_plain(error)}") from None
+            log.warning("no control socket, homing status will not work", path=str(path), error=_plain(error))
+
+    def status(self) -> dict[str, Any]:
+        """What `homing status` shows."""
+        return status(
+            zones=self.zones,
+            changed_at=self._changed_at,
+            leases=self.leases,
+            metrics=self.metrics,
+            told=self.transfers.told,
+            subscriptions=self.push.subscriptions,
+            streams=self.streams.count(),
+            started_at=self._started_at,
+            now=int(self.clock.lease()),
+            unready=self._unready,
+        )
 
     def _changed(self, change: Change) -> None:
         self.fast.changed(change)
         self.push.publish(change)
         self.dso.publish(change)
         self.transfers.publish(change.apex)
+        if change.serial_to:
+            self._changed_at[change.apex] = change.at
+        else:
+            self._changed_at.pop(change.apex, None)
         if self._watch_change is not None:
             self._watch_change(change)
 

@@ -208,6 +208,13 @@ class MetricsSettings(_Section):
 
 class LogSettings(_Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
+    queries: float = Field(default=0.0, ge=0, le=1)
+    """Share of all queries that are told of in a line each; 0 tells of none and costs nothing."""
+
+
+class ControlSettings(_Section):
+    socket: Path | None = None
+    """Unix socket of `homing status`, mode 0600; beside a SQLite database when not set."""
 
 
 class ServerSettings(_Section):
@@ -224,6 +231,7 @@ class ServerSettings(_Section):
     members: MembersSettings = MembersSettings()
     policy: PolicySettings = PolicySettings()
     metrics: MetricsSettings = MetricsSettings()
+    control: ControlSettings = ControlSettings()
     log: LogSettings = LogSettings()
 
     @model_validator(mode="after")

@@ -1,6 +1,5 @@
-"""What the server counts, for Prometheus; and the small HTTP server that shows it on loopback."""
+"""What the server counts, for Prometheus."""
 
-import asyncio
 from bisect import bisect_left
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +12,8 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from protocol.constants import Opcode, Rcode, rcode_text
+from protocol.name import to_text
+from server.zone.zone import Zones
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _RCODES: Final = 16
@@ -41,11 +42,16 @@ class Requests(Collector):
     def count(self, transport: str, opcode: int, rcode: int) -> None:
         self._others[transport, opcode, rcode] += 1
 
-    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+    def total(self) -> Tally[tuple[str, int, int]]:
+        """Messages answered by (transport, opcode, RCODE)."""
         total = self._others.copy()
         for rcode, number in enumerate(self.rcodes):
             if number:
                 total["udp", Opcode.QUERY, Rcode.BADCOOKIE if rcode == _BADCOOKIE else rcode] += number
+        return total
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        total = self.total()
         requests = CounterMetricFamily(
             "homing_requests",
             "Messages answered, by transport, opcode and RCODE",
@@ -119,6 +125,27 @@ class CoreCounts(Collector):
         yield family
 
 
+class ZoneFacts(Collector):
+    """Zones as they stand when Prometheus asks."""
+
+    def __init__(self, zones: Zones) -> None:
+        self._zones = zones
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        serials = GaugeMetricFamily("homing_zone_serial", "Serial of each zone that is not private", labels=("zone",))
+        names = GaugeMetricFamily("homing_zone_names", "Owner names of each zone that is not private", labels=("zone",))
+        private = 0
+        for zone in self._zones:
+            if zone.is_private:
+                private += 1
+                continue
+            serials.add_metric((to_text(zone.apex),), zone.serial)
+            names.add_metric((to_text(zone.apex),), len(zone.nodes))
+        yield serials
+        yield names
+        yield GaugeMetricFamily("homing_private_zones", "Private members' zones", value=private)
+
+
 class Metrics:
     """One registry per server, so that several can live in one process (the lab, tests)."""
 
@@ -156,26 +183,23 @@ class Metrics:
         self.dso_events = CoreCounts("homing_dso_events", "What happened in DSO sessions, by kind", "kind")
         registry.register(self.dso_events)
 
+        self.transfers = Counter(
+            "homing_transfers", "Zone transfers sent, by form: axfr, ixfr, current", ["form"], registry=registry
+        )
+        self.pruned = Counter("homing_journal_pruned", "Journal entries deleted for age or number", registry=registry)
+        self.change_count = self.transfer_count = 0  # of the two above, for the status
+
+    def watch_zones(self, zones: Zones) -> None:
+        """Show the serials and sizes of these too, when Prometheus asks. Private zones' names are nobody's business."""
+        self.registry.register(ZoneFacts(zones))
+
+    def changed(self, kind: str, number: int) -> None:
+        self.change_count += number
+        self.changes.labels(kind).inc(number)
+
+    def transferred(self, form: str) -> None:
+        self.transfer_count += 1
+        self.transfers.labels(form).inc()
+
     def exposition(self) -> bytes:
         return generate_latest(self.registry)
-
-
-async def serve_metrics(metrics: Metrics, address: str, port: int) -> asyncio.Server:
-    """Answer GET /metrics over HTTP/1.0; anything else is 404. One request a connection, 5 s to send it."""
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            async with asyncio.timeout(5):
-                request = await reader.readuntil(b"\r\n\r\n")
-            found = request.startswith((b"GET /metrics ", b"GET /metrics?"))
-            body = metrics.exposition() if found else b"see /metrics\n"
-            status = "200 OK" if found else "404 Not Found"
-            head = f"HTTP/1.0 {status}\r\nContent-Type: {CONTENT_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"
-            writer.write(head.encode() + body)
-            await writer.drain()
-        except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
-            metrics.dropped.labels("http").inc()
-        finally:
-            writer.close()
-
-    return await asyncio.start_server(answer, address, port, limit=8192)

@@ -38,7 +38,7 @@ async def prune_journal(
     while not await pause(wait):
         wait = EVERY_SECONDS
         try:
-            await prune_once(store, settings, now=int(clock.lease()))
+            metrics.pruned.inc(await prune_once(store, settings, now=int(clock.lease())))
         except StoreError as error:
             metrics.store_errors.inc()
             log.error("cannot prune the journal", error=str(error))

@@ -1,9 +1,12 @@
 """From the configuration to the service: which zone, and how the world reaches its server."""
 
+from pathlib import Path
+
 from protocol.name import fold, from_text
 from server.config import ServerSettings, split_host_port
 from server.discovery import NameServer, default_host
 from server.members import Service
+from server.store.sql import parse_url
 
 
 def service_of(settings: ServerSettings, port: int, tls_port: int | None) -> Service:
@@ -24,3 +27,11 @@ def service_of(settings: ServerSettings, port: int, tls_port: int | None) -> Ser
             push=settings.push.enabled,
         ),
     )
+
+
+def control_socket(settings: ServerSettings) -> Path | None:
+    """Where `homing status` reaches the server; None for a database that is no file, unless one is set."""
+    if settings.control.socket is not None:
+        return settings.control.socket
+    url = parse_url(settings.database.url)
+    return Path(f"{url.database}.control") if url.drivername.startswith("sqlite") else None

@@ -301,7 +301,7 @@ class Writer:
                 kinds[change.actor.kind] = kinds.get(change.actor.kind, 0) + 1
                 self._on_change(change)
         for kind, number in kinds.items():
-            self._metrics.changes.labels(kind).inc(number)
+            self._metrics.changed(kind, number)
         self._metrics.leases.set(len(self._leases))
         if batch.outcomes:
             self._metrics.batch.observe(len(batch.outcomes))

@@ -6,7 +6,7 @@ change -> due at once, or a second after the last -> sent to each target -> answ
 import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import structlog
 
@@ -70,6 +70,7 @@ class NotifyMachine:
         self._entropy = entropy
         self._zones: dict[bytes, _ZoneState] = {}
         self._unanswered: dict[tuple[bytes, Target], _Unanswered] = {}
+        self._given_up: set[tuple[bytes, Target]] = set()
         self._effects: list[SendNotify] = []
 
     def changed(self, apex: bytes, serial: int, targets: Iterable[Target], *, now: float) -> None:
@@ -85,6 +86,7 @@ class NotifyMachine:
         self._zones.pop(apex, None)
         for key in [key for key in self._unanswered if key[0] == apex]:
             del self._unanswered[key]
+        self._given_up = {key for key in self._given_up if key[0] != apex}
 
     def answered(self, id: int, target: Target) -> bool:
         """Whether an answer from there stops a retransmission; its RCODE does not matter (RFC 1996 §3.6)."""
@@ -93,6 +95,20 @@ class NotifyMachine:
                 del self._unanswered[key]
                 return True
         return False
+
+    def told(self, apex: bytes) -> list[dict[str, Any]]:
+        state = self._zones.get(apex)
+        if state is None:
+            return []
+        return [
+            {
+                "address": target.host,
+                "port": target.port,
+                "serial": state.told,
+                "answered": (apex, target) not in self._unanswered and (apex, target) not in self._given_up,
+            }
+            for target in state.targets
+        ]
 
     def next_deadline(self) -> float | None:
         """The moment of the next sending."""
@@ -105,12 +121,14 @@ class NotifyMachine:
             if state.due is not None and state.due <= now:
                 state.due, state.sent_at, state.told = None, now, state.serial
                 for target in state.targets:
+                    self._given_up.discard((apex, target))
                     self._unanswered[apex, target] = _Unanswered(self._entropy() & 0xFFFF, 0, now)
         for (apex, target), waiting in list(self._unanswered.items()):
             if waiting.due > now:
                 continue
             if waiting.sends >= MAX_SENDS:
                 del self._unanswered[apex, target]
+                self._given_up.add((apex, target))
                 continue
             waiting.sends += 1
             waiting.due = now + RETRY_SECONDS
@@ -178,6 +196,10 @@ class Notifier:
             targets = [Target(*split_host_port(text)) for text in rules.also_notify]
             self._machine.changed(apex, zone.serial, targets, now=self._clock.monotonic())
         self._flush()
+
+    def told(self, apex: bytes) -> list[dict[str, Any]]:
+        """For each secondary of a zone: where it is, the serial it was told last, whether it has answered."""
+        return self._machine.told(apex)
 
     def answered(self, message: Message, peer: Peer) -> bool:
         """Whether a response was the answer to a NOTIFY of ours."""

@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -190,6 +190,7 @@ class TransferService:
             await self._turn(peer.via)
         job.done(held)
         ms = round((self._clock.monotonic() - started) * 1000, 2)
+        self._metrics.transferred(kind)
         log.info("transfer", kind=kind, messages=count, octets=octets, ms=ms, **_who(job.request))
 
     async def _records(self, job: _Job) -> tuple[str, Iterable[RR]]:
@@ -264,6 +265,10 @@ class TransferService:
     def publish(self, apex: bytes) -> None:
         """A zone changed, came or went; queries see it already."""
         self._notifier.publish(apex)
+
+    def told(self, apex: bytes) -> list[dict[str, Any]]:
+        """See `Notifier.told`."""
+        return self._notifier.told(apex)
 
     def notify_answered(self, message: Message, peer: Peer) -> bool:
         """Whether a response was the answer to a NOTIFY of ours."""

@@ -87,9 +87,9 @@ class StreamServer:
         connection = self.connections.get(peer.via)
         return None if connection is None else connection.tls()
 
-    def adopt(self, server: asyncio.Server) -> None:
-        """Close this server too when the streams close."""
-        self._servers.append(server)
+    def count(self) -> dict[str, int]:
+        """Open connections by transport."""
+        return dict(Counter(connection.name for connection in self.connections.values()))
 
     async def close(self) -> None:
         """Stop listening and close every connection."""
@@ -105,7 +105,7 @@ class StreamConnection(asyncio.Protocol):
 
     def __init__(self, server: StreamServer, transport_name: str) -> None:
         self._server = server
-        self._name = transport_name
+        self.name = transport_name
         self._buffer = bytearray()
         self._pending = 0
         self._paused = False
@@ -132,10 +132,10 @@ class StreamConnection(asyncio.Protocol):
             self._transport.abort()
             return
         number = next(server.numbers)
-        self._peer = Peer(self._name, address, port, number)
+        self._peer = Peer(self.name, address, port, number)
         server.connections[number] = self
         server.per_address[address] += 1
-        server.metrics.streams.labels(self._name).inc()
+        server.metrics.streams.labels(self.name).inc()
         self._transport.set_write_buffer_limits(high=_HIGH_WATER)
         self._rearm()
 
@@ -149,7 +149,7 @@ class StreamConnection(asyncio.Protocol):
         server.per_address[self._peer.address] -= 1
         if not server.per_address[self._peer.address]:
             del server.per_address[self._peer.address]
-        server.metrics.streams.labels(self._name).dec()
+        server.metrics.streams.labels(self.name).dec()
         server.watchers.stream_closed(self._peer.via)
 
     def data_received(self, data: bytes) -> None:
@@ -166,7 +166,7 @@ class StreamConnection(asyncio.Protocol):
         self._ended = True
         if self._pending == 0:
             return False
-        return self._name == "tcp"
+        return self.name == "tcp"
 
     def _take_messages(self) -> None:
         if self._transport is None or self._transport.is_closing():

@@ -6,12 +6,15 @@ the other one by one (`udp_plain`).
 
 import asyncio
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from server.guard import Guard
 from server.metrics import Metrics
 from server.peer import Peer
 from server.request import Send
+
+if TYPE_CHECKING:
+    from server.querylog import QueryLog
 
 Handle = Callable[[bytes, Peer, Send], None]
 SOCKET_OCTETS: Final = 4 * 1024 * 1024
@@ -54,14 +57,32 @@ class UdpListener(Protocol):
     def close(self) -> None: ...
 
 
-async def open_udp(number: int, address: str, port: int, handle: Handle, fast: Fast, metrics: Metrics) -> UdpListener:
+async def open_udp(
+    number: int,
+    address: str,
+    port: int,
+    handle: Handle,
+    fast: Fast,
+    metrics: Metrics,
+    queries: "QueryLog | None" = None,
+) -> UdpListener:
     """Bind the best listener there is; `OSError` when the address or port cannot be had.
+
+    One that tells `queries` of what it answers is another class: the usual one has nothing to do with it.
 
     Batches need a loop that watches descriptors of the system; another loop has a network of its own.
     """
-    from server.transport import udp_batch, udp_plain
+    from server.transport import sampled, udp_batch, udp_plain
 
     is_real = type(asyncio.get_running_loop()).__module__ in _KERNEL_LOOPS
     if is_real and udp_batch.is_available():
-        return udp_batch.BatchListener.open(number, address, port, handle, fast, metrics)
-    return await udp_plain.PlainListener.open(number, address, port, handle, fast)
+        if queries is None:
+            return udp_batch.BatchListener.open(number, address, port, handle, fast, metrics)
+        batches = sampled.SampledBatchListener.open(number, address, port, handle, fast, metrics)
+        batches.queries = queries
+        return batches
+    if queries is None:
+        return await udp_plain.PlainListener.open(number, address, port, handle, fast)
+    plain = await sampled.SampledPlainListener.open(number, address, port, handle, fast)
+    plain.queries = queries
+    return plain

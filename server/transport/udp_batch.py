@@ -13,7 +13,7 @@ import ipaddress
 import socket
 import sys
 from array import array
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from server.fastpath import WHOLE_COOKIE
 from server.metrics import Metrics
@@ -89,9 +89,7 @@ class BatchListener:
         self._loop.add_reader(self._descriptor, self._on_readable)
 
     @classmethod
-    def open(
-        cls, number: int, address: str, port: int, handle: Handle, fast: Fast, metrics: Metrics
-    ) -> "BatchListener":
+    def open(cls, number: int, address: str, port: int, handle: Handle, fast: Fast, metrics: Metrics) -> Self:
         """Bind; `OSError` when the address or port cannot be had."""
         is_v6 = ":" in address
         sock = socket.socket(socket.AF_INET6 if is_v6 else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)

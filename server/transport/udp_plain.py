@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from server.peer import Peer
 from server.response_limit import packed
@@ -21,7 +21,7 @@ class PlainListener(asyncio.DatagramProtocol):
         self._is_open = True
 
     @classmethod
-    async def open(cls, number: int, address: str, port: int, handle: Handle, fast: Fast) -> "PlainListener":
+    async def open(cls, number: int, address: str, port: int, handle: Handle, fast: Fast) -> Self:
         """Bind; `OSError` when the address or port cannot be had."""
         loop = asyncio.get_running_loop()
         _, listener = await loop.create_datagram_endpoint(lambda: cls(number, handle, fast), local_addr=(address, port))

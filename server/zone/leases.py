@@ -48,6 +48,10 @@ class LeaseQueue:
         """The earliest second at which something may lapse."""
         return self._moments[0] if self._moments else None
 
+    def due_by(self, moment: int) -> int:
+        """How many owners are to be looked at until then: those whose lease may end, refreshed ones among them."""
+        return sum(self._queued.get(entry) == at for at in self._moments if at <= moment for entry in self._buckets[at])
+
     def take_due(
         self, now: int, limit: int, node_of: Callable[[bytes, bytes], Node | None]
     ) -> list[tuple[bytes, bytes]]:
