@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, NamedTuple
@@ -107,6 +108,14 @@ class Broken:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """This service does not serve us: use another one, and come back in `seconds` at the earliest."""
+
+    reason: str
+    seconds: float
+
+
 Effect = Send | ViewChanged | StateChanged | Poll | Broken
 
 
@@ -167,14 +176,21 @@ class LlqClient:
 
     # What the driver and its user ask for
 
-    def subscribe(self, question: Question, *, now: Now) -> bool:
-        """Begin to watch; False when the table is full. Watching twice is watching once (RFC 8764 §3.2)."""
+    def subscribe(self, question: Question, *, now: Now, view: Iterable[bytes] = ()) -> bool:
+        """Begin to watch; False when the table is full. Watching twice is watching once (RFC 8764 §3.2).
+
+        `view` is what was known by other means: it stands until it is confirmed or corrected, a lease at most.
+        """
         key = question_key(question)
         if key in self._subscriptions:
             return True
         if len(self._subscriptions) >= MAX_SUBSCRIPTIONS:
             return False
         subscription = self._subscriptions[key] = _Subscription(question)
+        subscription.view = {canonical(question.rtype, rdata): rdata for rdata in view}
+        if subscription.view:
+            subscription.lease = self._settings.lease
+            subscription.granted_at = now.monotonic
         if self._is_open:
             self._set_up(subscription, now)
         elif self._no_service:
@@ -206,8 +222,8 @@ class LlqClient:
         for subscription in self._subscriptions.values():
             self._set_up(subscription, now)
 
-    def channel_closed(self) -> None:
-        """The stream ended, and with it the server's side; views stay until their leases lapse."""
+    def channel_closed(self, *, now: Now) -> None:
+        """The channel ended, and with a stream the server's side; views stay until their leases lapse."""
         self._is_open = False
         for subscription in self._subscriptions.values():
             subscription.request = None
@@ -248,7 +264,7 @@ class LlqClient:
     def view(self, question: Question) -> tuple[bytes, ...]:
         """The current RRset; empty for a question not watched."""
         subscription = self._subscriptions.get(question_key(question))
-        return _sorted(subscription.view) if subscription else ()
+        return sorted_view(subscription.view) if subscription else ()
 
     def states(self) -> list[tuple[Question, State, float | None]]:
         """(question, state, monotonic time of lapse) of every subscription."""
@@ -506,14 +522,14 @@ class LlqClient:
             elif len(subscription.view) < MAX_VIEW_RECORDS:
                 subscription.view[key] = rdata
         if subscription.view.keys() != before.keys():
-            self._effects.append(ViewChanged(subscription.question, _sorted(subscription.view)))
+            self._effects.append(ViewChanged(subscription.question, sorted_view(subscription.view)))
 
     def _replace_view(self, subscription: _Subscription, rdatas: list[bytes]) -> None:
         rtype = subscription.question.rtype
         view = {canonical(rtype, rdata): rdata for rdata in rdatas[:MAX_VIEW_RECORDS]}
         if view.keys() != subscription.view.keys():
             subscription.view = view
-            self._effects.append(ViewChanged(subscription.question, _sorted(view)))
+            self._effects.append(ViewChanged(subscription.question, sorted_view(view)))
 
     def _acknowledge(self, event: Message, options: list[LlqOption], event_mac: bytes, now: Now) -> None:
         opt = Opt(options=tuple(option.encode() for option in options))
@@ -550,7 +566,8 @@ def answers_of(message: Message, question: Question) -> list[bytes]:
     return [record.rdata(message.wire) for record in _matching(message, question)]
 
 
-def _sorted(view: dict[bytes, bytes]) -> tuple[bytes, ...]:
+def sorted_view(view: dict[bytes, bytes]) -> tuple[bytes, ...]:
+    """The rdatas of a view in an order that does not depend on how they came."""
     return tuple(view[key] for key in sorted(view))
 
 

@@ -428,14 +428,14 @@ def test_watching_twice_is_watching_once_and_the_table_is_bounded():
 
 def test_stream_that_breaks_keeps_the_view_until_the_lapse_and_sets_up_on_the_next():
     wire = Wire(is_stream=True).open()
-    wire.client.channel_closed()
+    wire.client.channel_closed(now=wire.now)
     wire.server.data = {Y}
     wire.run_until(100)
     assert (wire.state, wire.view) == (State.WAITING, {X})
     wire.client.channel_opened(is_stream=True, now=wire.now)
     wire.run_until(101)
     assert (wire.state, wire.view) == (State.ESTABLISHED, {Y})
-    wire.client.channel_closed()
+    wire.client.channel_closed(now=wire.now)
     wire.run_until(100 + 3601)
     assert (wire.state, wire.view) == (State.WAITING, set())
 
