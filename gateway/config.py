@@ -180,6 +180,28 @@ class NftablesSection(_Section):
     """Whether mappings go on carrying packets while the gateway does not run."""
 
 
+class DhcpSection(_Section):
+    """`[dhcp]`: a DHCP server on this machine; the end of a host's lease ends its mappings (RFC 6281 §4.2)."""
+
+    server: Literal["dnsmasq", "kea"]
+    lease_file: Path
+    """dnsmasq: `/var/lib/misc/dnsmasq.leases`; Kea: the memfile, `/var/lib/kea/kea-leases4.csv`."""
+
+
+class ControlSection(_Section):
+    """`[control]`: where `homing gateway status` and its siblings ask."""
+
+    socket: Path | None = None
+    """A Unix socket of mode 0600. None set: nobody can ask."""
+
+
+class MetricsSection(_Section):
+    """`[metrics]`: counters for Prometheus."""
+
+    listen: ListenEndpoint | None = None
+    """`GET /metrics` is answered here; best on loopback."""
+
+
 class StateSection(_Section):
     """`[state]`: what survives a restart."""
 
@@ -205,6 +227,9 @@ class GatewayConfig(_Section):
     external: ExternalSection = ExternalSection()
     limits: LimitsSection = LimitsSection()
     state: StateSection
+    dhcp: DhcpSection | None = None
+    control: ControlSection = ControlSection()
+    metrics: MetricsSection = MetricsSection()
     static: tuple[StaticMapping, ...] = ()
 
     @model_validator(mode="after")
