@@ -33,7 +33,7 @@ from client_stub.identity import (
 from client_stub.interfaces import default_gateway, mac_of, primary_address
 from client_stub.llq_client import LlqClient, LlqSettings, StateChanged
 from client_stub.nat import NatDriver
-from client_stub.natpmp_client import NatKind, NatSettings, NatState
+from client_stub.natpmp_client import NatKind, NatPmpClient, NatSettings, NatState
 from client_stub.probe import Endpoint, Prober, ProbeSettings, ReachabilityChanged, SendTo
 from client_stub.publisher import Publisher, PublisherSettings
 from client_stub.resolver import Resolver, Service
@@ -303,19 +303,19 @@ class _Session:
         if self._gateway is None or (nat.mode == "auto" and not is_rfc1918(self._address)):
             self._on_nat(NatState(NatKind.PUBLIC, reason="no NAT to ask"))
             return
+        settings = NatSettings(
+            internal_port=self._port,
+            suggested_port=self._port if nat.suggested_port is None else nat.suggested_port,
+            lifetime=self._config.timing.mapping_lifetime,
+            loss_delay_min=self._config.timing.loss_delay_min,
+            loss_delay_max=self._config.timing.loss_delay_max,
+        )
         self._nat = NatDriver(
             gateway=self._gateway,
             source=self._address,
             announcements=parse_endpoint(nat.announcements),
             interface=nat.interface or self._address,
-            settings=NatSettings(
-                internal_port=self._port,
-                suggested_port=self._port if nat.suggested_port is None else nat.suggested_port,
-                lifetime=self._config.timing.mapping_lifetime,
-                loss_delay_min=self._config.timing.loss_delay_min,
-                loss_delay_max=self._config.timing.loss_delay_max,
-            ),
-            rng=self._rng,
+            core=NatPmpClient(self._gateway[0], settings, self._rng),
             on_state=self._on_nat,
         )
         await self._nat.start()

@@ -1,20 +1,44 @@
-"""Driver of the NAT-PMP client: one socket to the gateway, one for announcements (RFC 6886 §3.2.1)."""
+"""Driver of the NAT-PMP and PCP clients: one socket to the gateway, one for announcements (RFC 6886 §3.2.1)."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 import socket
 import struct
 from collections.abc import Callable
 from ipaddress import IPv4Address
+from typing import Protocol
 
 import structlog
 
 from client_stub import clock
-from client_stub.natpmp_client import Changed, Closed, NatPmpClient, NatSettings, NatState, Send
+from client_stub.natpmp_client import Changed, Closed, Effect, NatState, Send
 
 log = structlog.get_logger(__name__)
+
+
+class Core(Protocol):
+    """What asks the gateway: `NatPmpClient` or `PcpClient`."""
+
+    @property
+    def state(self) -> NatState: ...
+
+    @property
+    def lapses_at(self) -> float | None: ...
+
+    def start(self, *, now: float) -> None: ...
+
+    def receive(self, datagram: bytes, source: IPv4Address, *, now: float) -> None: ...
+
+    def unreachable(self, *, now: float) -> None: ...
+
+    def shutdown(self, *, now: float) -> None: ...
+
+    def next_deadline(self) -> float | None: ...
+
+    def handle_deadline(self, *, now: float) -> None: ...
+
+    def take_effects(self) -> list[Effect]: ...
 
 
 class _Datagrams(asyncio.DatagramProtocol):
@@ -60,15 +84,14 @@ class NatDriver:
         source: IPv4Address,
         announcements: tuple[IPv4Address, int],
         interface: IPv4Address,
-        settings: NatSettings,
-        rng: random.Random,
+        core: Core,
         on_state: Callable[[NatState], None],
     ) -> None:
         self._gateway = gateway
         self._source = source
         self._announcements = announcements
         self._interface = interface
-        self._core = NatPmpClient(gateway[0], settings, rng)
+        self._core = core
         self._on_state = on_state
         self._timer = clock.Timer(self._on_timer)
         self._transports: list[asyncio.DatagramTransport] = []

@@ -1,4 +1,4 @@
-"""NAT-PMP client core (RFC 6886 §3, §3.6, RFC 6281 §4): external address, one UDP mapping, renewal, epoch.
+"""NAT-PMP client core (RFC 6886 §3, §3.6, RFC 6281 §4): external address, one mapping, renewal, epoch.
 
 Pure: times are monotonic seconds, entropy a `random.Random`, octets leave as effects. One request is outstanding at a
 time. Invariant: `Changed` is told only when address and mapping are both known, so nothing half-true is published.
@@ -39,6 +39,8 @@ class NatSettings:
     """Timing of the client; all in seconds."""
 
     internal_port: int
+    opcode: Opcode = Opcode.MAP_UDP
+    """Which transport: MAP_UDP or MAP_TCP."""
     suggested_port: int = 0
     lifetime: int = 3600
     first_wait: float = 0.25
@@ -219,7 +221,7 @@ class NatPmpClient:
         else:
             deleting = self._step is _Step.DELETE
             octets = MapRequest(
-                opcode=Opcode.MAP_UDP,
+                opcode=self._settings.opcode,
                 internal_port=self._settings.internal_port,
                 suggested_port=0 if deleting else self._port,
                 lifetime=0 if deleting else self._settings.lifetime,
@@ -272,7 +274,7 @@ class NatPmpClient:
             self._next_step(now)
 
     def _answer_map(self, response: MapResponse, now: float) -> None:
-        if response.opcode is not Opcode.MAP_UDP:
+        if response.opcode is not self._settings.opcode:
             return
         if self._step is _Step.DELETE:
             if response.lifetime == 0:

@@ -15,6 +15,7 @@ from homing.journal_commands import history, tail, undo
 from homing.lab_command import lab
 from homing.logs import LEVELS, configure_logging
 from homing.member_commands import key_app, member_app
+from homing.nat_commands import map_, natcheck
 from homing.options import Config
 from homing.running import OperationError, UntilAsked, run
 from homing.status_command import status
@@ -52,6 +53,8 @@ app.command()(history)
 app.command()(undo)
 app.command()(tail)
 app.command()(status)
+app.command("map")(map_)
+app.command()(natcheck)
 
 
 class LogLevel(StrEnum):

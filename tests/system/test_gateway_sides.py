@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from client_stub.nat import NatDriver
-from client_stub.natpmp_client import NatKind, NatSettings
+from client_stub.natpmp_client import NatKind, NatPmpClient, NatSettings
 from gateway.app import Gateway
 from gateway.config import GatewayConfig
 from gateway.errors import StartError
@@ -79,8 +79,9 @@ async def natpmp_clients(network: Network, count: int) -> AsyncIterator[list[Nat
                 source=IPv4Address(LAN_HOST),
                 announcements=GROUP,
                 interface=IPv4Address(LAN_HOST),
-                settings=NatSettings(internal_port=6000 + number),
-                rng=random.Random(number),
+                core=NatPmpClient(
+                    IPv4Address(LAN_ROUTER), NatSettings(internal_port=6000 + number), random.Random(number)
+                ),
                 on_state=lambda state: None,
             )
             with network.at(network.lan):
