@@ -11,7 +11,6 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import assert_never
 
@@ -43,47 +42,20 @@ from .mappings import (
     Verdict,
 )
 from .natpmp import MapTicket, NatPmpFrontEnd, Peer
+from .operations import OperatorDesk, OperatorTicket
 from .pcp import MappingUpdates, PcpFrontEnd, PcpTicket, Requester
 from .ratelimit import RateLimit
+from .services import Services
 from .state import Saved, StateFile
 from .system import System
-from .wan import CommandWatch, pick
+from .views import AddressEvent, Event, MappingEvent, MappingView
+from .wan import pick
 
 CLOCK_CHECK_SECONDS = 60.0
 """How often the wall clock is compared with the monotonic one; a step makes the times in the state file wrong."""
 CLOCK_STEP_SECONDS = 2.0
 RETRY_SECONDS = 1.0
 """Wait after a failed commit that nobody's request repeats."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MappingView:
-    """A mapping for display. `remaining_seconds` is None for a static one."""
-
-    transport: str
-    internal: Endpoint
-    external_address: str | None
-    external_port: int
-    remaining_seconds: float | None
-    origin: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MappingEvent:
-    """A mapping was created, renewed, deleted, lapsed or lost."""
-
-    change: str
-    mapping: MappingView
-
-
-@dataclass(frozen=True, slots=True)
-class AddressEvent:
-    """The external address changed; None says that there is none now."""
-
-    external_address: str | None
-
-
-Event = MappingEvent | AddressEvent
 
 
 class Gateway:
@@ -108,7 +80,11 @@ class Gateway:
         self._pcp: PcpFrontEnd | None = None
         self._lan = LanSide(config, self._receive, self.counters)
         self._interfaces: InterfaceWatch | None = None
-        self._command: asyncio.Task[None] | None = None
+        desk = OperatorDesk(config, self, self._system)
+        self._services = Services(
+            config, desk, self._system, on_address=self._address_found, on_host_gone=self._host_gone
+        )
+        self._changes: Counter[str] = Counter()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gateway-state")
         self._state: StateFile | None = None
         self._worker: asyncio.Task[None] | None = None
@@ -160,15 +136,40 @@ class Gateway:
         if self._worker is None:
             raise RuntimeError("the gateway is not running")
         self._move_to(None if address is None else str(IPv4Address(address)))
+        await self.settled()
+
+    async def settled(self) -> bool:
+        """Carry out all effects at hand; whether everything is stored then."""
         settled = asyncio.get_running_loop().create_future()
         self._settled.append(settled)
         self._wake.set()
         await settled
+        return not self._unsaved
 
     @property
     def natpmp_addresses(self) -> list[Endpoint]:
         """Where requests are answered, with the ports that were taken for port 0."""
         return self._lan.endpoints
+
+    @property
+    def table(self) -> MappingTable:
+        """For `OperatorDesk`; whoever changes it waits for `settled`."""
+        return self._table
+
+    @property
+    def listening(self) -> list[str]:
+        """What is open, for display: kind and endpoint."""
+        metrics = self._services.metrics_endpoint
+        found = [f"natpmp {endpoint}" for endpoint in self.natpmp_addresses]
+        return found if metrics is None else [*found, f"metrics {metrics}"]
+
+    def tallies(self) -> dict[str, Counter[str]]:
+        """What happened how often, by part; "changes" counts those of mappings."""
+        found = {"changes": self._changes, "gateway": self.counters, "natpmp": self._natpmp.counters}
+        if self._pcp is not None:
+            found["pcp"] = self._pcp.counters
+        found["backend"] = self._backend.counters
+        return {part: counter.copy() for part, counter in found.items()}
 
     @property
     def external_address(self) -> str | None:
@@ -224,10 +225,7 @@ class Gateway:
             raise StartError(f"state file {config.state.file} cannot be written")
         self._lan.open()
         self._interfaces.start()
-        external = config.external
-        if external.command:
-            watch = CommandWatch(external.command, external.command_seconds, self._address_found)
-            self._command = loop.create_task(watch.run(), name="external address command")
+        await self._services.start()
         self._worker = loop.create_task(self._run(), name="gateway")
         self._worker.add_done_callback(self._worker_ended)
 
@@ -256,11 +254,7 @@ class Gateway:
                 self._log.warning("no external address yet", interface=interface)
 
     async def _close(self) -> None:
-        if self._command is not None:
-            self._command.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._command
-            self._command = None
+        await self._services.stop()
         if self._interfaces is not None:
             self._interfaces.stop()
             self._interfaces = None
@@ -291,6 +285,12 @@ class Gateway:
         except InstallRefusedError as refusal:
             self._log.warning("external address cannot be used", address=address, reason=str(refusal))
             self._move_to(None)
+
+    def _host_gone(self, host: str) -> None:
+        """Its DHCP lease ended."""
+        if self._table.host_gone(host, now=self._system.monotonic()):
+            self._log.info("mappings ended with a DHCP lease", host=host)
+            self._wake.set()
 
     def _move_to(self, address: str | None) -> None:
         if address is not None:
@@ -422,6 +422,9 @@ class Gateway:
 
     def _send_answer(self, answer: Answer) -> None:
         ticket = answer.ticket
+        if isinstance(ticket, OperatorTicket):
+            ticket.resolve(answer)
+            return
         assert isinstance(ticket, MapTicket | PcpTicket)
         now = self._system.monotonic()
         epoch = self._table.strict_epoch(now) if isinstance(ticket, PcpTicket) else self._table.epoch(now)
@@ -517,12 +520,14 @@ class Gateway:
             external_port=mapping.external_port,
             remaining_seconds=remaining,
             origin=mapping.origin.value,
+            description=mapping.description,
         )
 
     def _tell(self, event: Event) -> None:
         match event:
             case MappingEvent():
                 view = event.mapping
+                self._changes[event.change] += 1
                 log = self._log.debug if event.change == Change.RENEWED.value else self._log.info
                 log(
                     f"mapping {event.change}",

@@ -19,7 +19,7 @@ import os
 import socket
 import stat
 from collections.abc import Mapping
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -217,7 +217,10 @@ def _port(request: Mapping[str, Any]) -> int:
 
 
 def _host(request: Mapping[str, Any]) -> str:
-    return _address("host", str(request.get("host", "")))
+    try:
+        return str(ip_address(str(request.get("host", ""))))
+    except ValueError:
+        raise RefusedError("host: not an address") from None
 
 
 def _address(key: str, text: str) -> str:

@@ -34,7 +34,7 @@ CREATE TABLE mapping (
     internal_port INTEGER NOT NULL CHECK (internal_port BETWEEN 1 AND 65535),
     external_port INTEGER NOT NULL CHECK (external_port BETWEEN 1 AND 65535),
     origin TEXT NOT NULL,
-    expires_at REAL NOT NULL,
+    expires_at REAL,
     nonce BLOB,
     filters TEXT NOT NULL,
     description TEXT NOT NULL,
@@ -117,7 +117,7 @@ class StateFile:
                     key=Key(Transport(transport), host, internal_port),
                     external_port=external_port,
                     origin=Origin(origin),
-                    expires_at=now + (expires_at - unix),
+                    expires_at=None if expires_at is None else now + (expires_at - unix),
                     nonce=nonce,
                     filters=_filters(filters),
                     description=description,
@@ -223,26 +223,27 @@ class StateFile:
         return connection
 
 
-_Row = tuple[int, str, int, int, str, float, bytes | None, str, str]
+_Row = tuple[int, str, int, int, str, float | None, bytes | None, str, str]
 
 
 def _rows(mappings: Iterable[Mapping], *, now: float, unix: float) -> Iterable[_Row]:
     for mapping in mappings:
-        if mapping.expires_at is not None:
-            transport, host, port = mapping.key
-            expires_at = unix + (mapping.expires_at - now)
-            filters = " ".join(f"{network}@{remote_port}" for network, remote_port in mapping.filters)
-            yield (
-                int(transport),
-                host,
-                port,
-                mapping.external_port,
-                mapping.origin.value,
-                expires_at,
-                mapping.nonce,
-                filters,
-                mapping.description,
-            )
+        if mapping.origin is Origin.STATIC:
+            continue
+        transport, host, port = mapping.key
+        expires_at = None if mapping.expires_at is None else unix + (mapping.expires_at - now)
+        filters = " ".join(f"{network}@{remote_port}" for network, remote_port in mapping.filters)
+        yield (
+            int(transport),
+            host,
+            port,
+            mapping.external_port,
+            mapping.origin.value,
+            expires_at,
+            mapping.nonce,
+            filters,
+            mapping.description,
+        )
 
 
 def _filters(text: str) -> tuple[Filter, ...]:

@@ -53,7 +53,7 @@ def read_output(output: bytes) -> str | None:
         raise CommandFailed(f"no IPv4 address: {text[:40]!r}") from None
     if address.is_unspecified:
         return None
-    if address.is_multicast or address.is_loopback:
+    if address.is_multicast:
         raise CommandFailed(f"{address} cannot be an external address")
     return str(address)
 

@@ -1,7 +1,6 @@
 """The `homing` command line. Data on stdout, logs on stderr; exit codes 0 fine, 1 failed, 2 usage or configuration."""
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
@@ -10,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from homing.config_file import LOG_LEVEL, ConfigError, effective, load, open_secret_files, to_toml
+from homing.config_file import ConfigError, effective, load, to_toml
+from homing.gateway_commands import gateway_app
 from homing.journal_commands import history, tail, undo
 from homing.lab_command import lab
-from homing.logs import LEVELS, configure_logging
+from homing.logs import configure_logging
 from homing.member_commands import key_app, member_app
 from homing.nat_commands import map_, natcheck
-from homing.options import Config
+from homing.options import Config, Level, LogLevel, bare_level, refuse_open_secrets
 from homing.running import OperationError, UntilAsked, run
 from homing.status_command import status
 from homing.zone_commands import zone_app
@@ -48,6 +48,7 @@ app = typer.Typer(
 app.add_typer(member_app, name="member")
 app.add_typer(key_app, name="key")
 app.add_typer(zone_app, name="zone")
+app.add_typer(gateway_app, name="gateway")
 app.command()(lab)
 app.command()(history)
 app.command()(undo)
@@ -57,27 +58,12 @@ app.command("map")(map_)
 app.command()(natcheck)
 
 
-class LogLevel(StrEnum):
-    """How much goes to stderr."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
 class Role(StrEnum):
     """Whose configuration a file is."""
 
     SERVER = "server"
     GATEWAY = "gateway"
     CLIENT = "client"
-
-
-Level = Annotated[
-    LogLevel | None,
-    typer.Option("--log-level", help="How much to log on stderr, instead of HOMING_LOG_LEVEL and [log] level."),
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -113,20 +99,6 @@ def _flags(level: LogLevel | None) -> dict[str, dict[str, object]]:
     return {"log": {"level": level.value if level else None}}
 
 
-def _bare_level(flag: LogLevel | None) -> str:
-    """The level for a program whose file has no `[log]`."""
-    text = flag.value if flag else os.environ.get(LOG_LEVEL) or LogLevel.INFO
-    if text not in LEVELS:
-        raise ConfigError(f"{LOG_LEVEL}: must be one of {', '.join(LEVELS)}, not {text[:80]!r}")
-    return text
-
-
-def _refuse_open_secrets(settings: "BaseModel") -> None:
-    problems = open_secret_files(settings)
-    if problems:
-        raise OperationError("\n".join(problems))
-
-
 @app.command()
 def serve(config: Config, log_level: Level = None) -> None:
     """Run the DNS server until SIGTERM or SIGINT.
@@ -150,7 +122,7 @@ def serve(config: Config, log_level: Level = None) -> None:
 
     settings = load(ServerSettings, config, flags=_flags(log_level))
     configure_logging(settings.log.level)
-    _refuse_open_secrets(settings)
+    refuse_open_secrets(settings)
     run(lambda: Server(settings), _server_listeners, (StartError,))
 
 
@@ -161,39 +133,6 @@ def _server_listeners(server: "Server") -> Iterator[str]:
 
 def _host_port(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
-@app.command()
-def gateway(config: Config, log_level: Level = None) -> None:
-    """Run the NAT-PMP and PCP gateway until SIGTERM or SIGINT.
-
-    Prints `ready` on stdout when it answers, then a line for each listener. Mappings are carried by the gateway itself,
-    without root, or by nftables (docs/nftables.md). The smallest useful file:
-
-    \b
-      [natpmp]
-      listen = ["192.168.1.1:5351"]
-      [external]
-      address = "203.0.113.7"
-      [state]
-      file = "/var/lib/homing/gateway.sqlite"
-
-    \b
-    Example:
-      homing gateway --config /etc/homing/gateway.toml
-    """
-    from gateway.app import Gateway
-    from gateway.config import GatewayConfig
-    from gateway.errors import StartError
-
-    settings = load(GatewayConfig, config)
-    configure_logging(_bare_level(log_level))
-    _refuse_open_secrets(settings)
-    run(
-        lambda: Gateway(settings),
-        lambda program: (f"natpmp {endpoint}" for endpoint in program.natpmp_addresses),
-        (StartError,),
-    )
 
 
 @app.command()
@@ -222,8 +161,8 @@ def client(config: Config, log_level: Level = None) -> None:
     from client_stub.config import ClientConfig
 
     settings = load(ClientConfig, config)
-    configure_logging(_bare_level(log_level))
-    _refuse_open_secrets(settings)
+    configure_logging(bare_level(log_level))
+    refuse_open_secrets(settings)
     run(
         lambda: UntilAsked(Agent(settings)), lambda program: [f"hello {program.inner.status().internal}"], (AgentError,)
     )
@@ -245,7 +184,7 @@ def check_config(
       homing check-config --role gateway --config /etc/homing/gateway.toml --json
     """
     settings = load(_model(role), config)
-    _refuse_open_secrets(settings)
+    refuse_open_secrets(settings)
     values = effective(settings)
     typer.echo(json.dumps(values, indent=2, ensure_ascii=False) if as_json else to_toml(values), nl=as_json)
 

@@ -17,9 +17,10 @@ from urllib.parse import quote
 
 from client_stub.agent import Agent, AgentError, Status, TunnelStatus
 from client_stub.config import ClientConfig
-from gateway.app import AddressEvent, Event, Gateway, MappingEvent
+from gateway.app import Gateway
 from gateway.config import GatewayConfig
 from gateway.errors import InstallRefusedError
+from gateway.views import AddressEvent, Event, MappingEvent
 from homing.certificates import CertificateFiles, ensure_certificates
 from homing.lab_ports import LabPorts, lab_ports
 from homing.lab_view import LabPicture, MachineRow, MappingRow, TunnelRow

@@ -5,6 +5,7 @@ A back end is told to install and remove; it decides nothing. `install` returns 
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Protocol
 
 from gateway.mappings import Filter, Install
@@ -12,6 +13,9 @@ from gateway.mappings import Filter, Install
 
 class Backend(Protocol):
     """Carries packets from external ports to internal hosts and back."""
+
+    counters: Counter[str]
+    """What happened how often."""
 
     opens_pinholes: bool
     """Whether it can let packets through to hosts under their own IPv6 addresses."""

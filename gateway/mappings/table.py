@@ -269,6 +269,13 @@ class MappingTable:
             self._drop(self._rows[key], Change.DELETED, now=now)
         return len(gone)
 
+    def end(self, key: Key, *, now: float) -> None:
+        """End a mapping because the router's owner says so, whoever made and guards it."""
+        self._lapse(now)
+        row = self._rows.get(key)
+        if row is not None:
+            self._drop(row, Change.DELETED, now=now)
+
     def grant(self, lifetime: int, origin: Origin) -> int:
         """The lifetime given for a requested one: never longer than asked, unless that is below the minimum."""
         limits = self._limits
@@ -295,6 +302,31 @@ class MappingTable:
             return False
         self._restore_row(Mapping(key=key, external_port=external_port, origin=Origin.STATIC, expires_at=None))
         return True
+
+    def add_permanent(self, key: Key, external_port: int, *, ticket: object, now: float) -> None:
+        """Enter a mapping of the router's owner, over whatever a client has on that endpoint; the answer is an effect.
+
+        NOT_PERMITTED if the endpoint has a permanent one on another port already, NOT_AS_ASKED if the port is not to
+        be had. Without an external address it waits for one.
+        """
+        self._lapse(now)
+        existing = self._rows.get(key)
+        if existing is not None and existing.mapping.expires_at is None:
+            is_same = existing.mapping.external_port == external_port
+            self._answer(ticket, Verdict.DONE if is_same else Verdict.NOT_PERMITTED)
+            return
+        if not self._ports.is_free(key, external_port, apart_from=(key,)):
+            self._answer(ticket, Verdict.NOT_AS_ASKED)
+            return
+        if existing is not None:
+            self._drop(existing, Change.DELETED)
+        mapping = Mapping(key=key, external_port=external_port, origin=Origin.OPERATOR, expires_at=None)
+        row = _Row(mapping, is_exact=True, waiting=[_Waiting(ticket, 0, external_port)])
+        self._enter(row)
+        if self._external_address is None:
+            self._confirm(row)
+        else:
+            self._install(row)
 
     def restore(self, mappings: Iterable[Mapping], *, now: float) -> list[Mapping]:
         """Take over what a state file kept; returns what could not be, because it lapsed or contradicts another row."""
@@ -415,7 +447,7 @@ class MappingTable:
 
     def _may_delete(self, row: _Row, nonce: bytes | None) -> bool:
         mapping = row.mapping
-        return mapping.origin is not Origin.STATIC and mapping.nonce in (None, nonce)
+        return mapping.expires_at is not None and mapping.nonce in (None, nonce)
 
     def _remaining(self, row: _Row, now: float) -> int:
         """Whole seconds until a row lapses, rounded up; 0 for what does not lapse."""

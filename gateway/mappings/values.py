@@ -31,7 +31,10 @@ class Origin(StrEnum):
     NATPMP = "natpmp"
     PCP = "pcp"
     IGD = "igd"
+    OPERATOR = "operator"
+    """By the router's owner while the gateway ran; it stays until the owner deletes it."""
     STATIC = "static"
+    """By the configuration."""
 
 
 class Key(NamedTuple):
@@ -68,7 +71,7 @@ class FilterChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mapping:
-    """One row. `expires_at` is None for a static mapping, which neither lapses nor is deleted by clients.
+    """One row. `expires_at` is None for those of the owner, which neither lapse nor are deleted by clients.
 
     `nonce` is that of the first PCP request for it, and then guards it (RFC 6887 §11.3). It is not shown. Without
     `filters` everybody may send. `description` is the client's own text (UPnP). A pinhole's external port is that of

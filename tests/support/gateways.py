@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gateway.app import Event, Gateway
+from gateway.app import Gateway
 from gateway.config import GatewayConfig
 from gateway.system import System
+from gateway.views import Event
 
 EXTERNAL, SECOND_EXTERNAL = "127.77.0.1", "127.77.0.2"
 HOST_A, HOST_B = "127.0.0.11", "127.0.0.12"

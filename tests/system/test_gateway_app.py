@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import uvloop
 
-from gateway.app import AddressEvent, Event, Gateway, MappingEvent
+from gateway.app import Gateway
 from gateway.config import Endpoint
 from gateway.errors import InstallRefusedError, StartError
+from gateway.views import AddressEvent, Event, MappingEvent
 from protocol import pcp
 from protocol.natpmp import (
     AddressRequest,

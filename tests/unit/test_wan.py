@@ -54,7 +54,7 @@ def test_what_a_command_prints(output: bytes, expected: str | None) -> None:
     assert read_output(output) == expected
 
 
-@pytest.mark.parametrize("output", [b"home", b"203.0.113.7 203.0.113.8", b"\xff", b"127.0.0.1", b"224.0.0.1", b"::1"])
+@pytest.mark.parametrize("output", [b"home", b"203.0.113.7 203.0.113.8", b"\xff", b"224.0.0.1", b"::1"])
 def test_a_command_that_prints_something_else_failed(output: bytes) -> None:
     with pytest.raises(CommandFailed):
         read_output(output)
