@@ -85,10 +85,13 @@ class Resolver:
         except DecodeError as error:
             raise ResolveError(str(error)) from error
 
-    async def zone_of(self, name: bytes) -> bytes:
-        """Apex of the zone that holds `name`: owner of the SOA in answer or authority (RFC 8764 §3.1)."""
+    async def zone_of(self, name: bytes, key: Key | None = None) -> bytes:
+        """Apex of the zone that holds `name`: owner of the SOA in answer or authority (RFC 8764 §3.1).
+
+        In a private zone only a signed question is answered below the apex.
+        """
         while True:
-            response = await self.query(Question(name, Type.SOA, Class.IN))
+            response = await self.query(Question(name, Type.SOA, Class.IN), key)
             for record in response.answers + response.authority:
                 if record.rtype == Type.SOA and is_at_or_below(fold(name), fold(record.name)):
                     return record.name

@@ -19,6 +19,7 @@ from homing.nat_commands import map_, natcheck
 from homing.options import Config, Level, LogLevel, bare_level, refuse_open_secrets
 from homing.running import OperationError, UntilAsked, run
 from homing.status_command import status
+from homing.watch_command import watch
 from homing.zone_commands import zone_app
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ app.command()(lab)
 app.command()(history)
 app.command()(undo)
 app.command()(tail)
+app.command()(watch)
 app.command()(status)
 app.command("map")(map_)
 app.command()(natcheck)
