@@ -4,7 +4,7 @@ import asyncio
 import ipaddress
 import os
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from server.members import ensure_service_zone
 from server.metrics import Metrics
 from server.monitor import Monitor
 from server.peer import Peer
+from server.policy import Rule
 from server.pruning import prune_journal
 from server.push.dso_service import DsoService
 from server.push.service import PushService
@@ -40,7 +41,7 @@ from server.transport.udp import UdpListener, open_udp
 from server.writer import Writer, load_zone
 from server.zone.leases import LeaseQueue
 from server.zone.model import Change
-from server.zone.zone import Zones
+from server.zone.zone import Zone, Zones
 
 log = structlog.get_logger(__name__)
 
@@ -99,6 +100,7 @@ class Server:
         self.zones = Zones()
         self.metrics.watch_zones(self.zones)
         self.keyring = Keyring()
+        self._rules: dict[bytes, tuple[Rule, ...]] = {}
         self.policy = settings.policy.policy(from_text(settings.zone.name))
         self.leases = LeaseQueue()
         self._watch_change = on_change
@@ -167,6 +169,8 @@ class Server:
             metrics=self.metrics,
             on_change=self._changed,
             on_node=self.fast.node_changed,
+            on_zones=self._zones_changed,
+            on_overtaken=self._load_keys,
         )
         self.transfers = TransferService(
             settings.transfer,
@@ -387,17 +391,31 @@ class Server:
         await self._load_keys()
         await self.writer.follow()
 
+    def _zones_changed(self, fresh: Sequence[Zone]) -> None:
+        private = [zone.apex for zone in fresh if zone.is_private]
+        if private:
+            self.push.recheck(apexes=private)
+
     async def _load_keys(self) -> None:
+        """Take over keys and their rules; what rested on those that hold no more ends."""
         unix = self.clock.unix()
         members = {member.id: member for member in await self.store.members()}
-        before = self.keyring.names()
-        self.keyring.replace(
-            principal_of(row, members, self.policy)
+        before, rules = self.keyring.keys(), self._rules
+        rows = [
+            row
             for row in await self.store.keys()
             if row.is_valid(unix) and (row.member_id is None or row.member_id in members)
-        )
-        for name in before - self.keyring.names():
-            self.push.revoke_key(name)
+        ]
+        self.keyring.replace(principal_of(row, members, self.policy) for row in rows)
+        self._rules = {row.key.name: row.rules for row in rows if row.rules}
+        self.writer.keys_changed()
+        after = self.keyring.keys()
+        for name, key in before.items():
+            if after.get(name) != key:
+                self.push.revoke_key(name)
+        others = {name for name in self._rules if rules.get(name) != self._rules[name]}
+        if others:
+            self.push.recheck(keys=others)
 
     def _warn_of_md5(self) -> None:
         keys = [to_text(name) for name in sorted(self.keyring.names()) if self._is_md5(name)]

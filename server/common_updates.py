@@ -14,10 +14,12 @@ from protocol.constants import Opcode, Rcode
 from protocol.edns import Opt, UpdateLease
 from protocol.name import to_text
 from protocol.tsig import MD5, Tsig, common_name, sign_common, verify_common
-from server.authz import may_update
+from server.authority import Authority
 from server.keyring import Keyring, Principal
 from server.metrics import Metrics
 from server.peer import Peer
+from server.policy import Grant
+from server.quota import UpdateRates
 from server.replays import Replays
 from server.reply import UDP_PAYLOAD
 from server.request import Refusal, Send
@@ -25,8 +27,7 @@ from server.system import Clock
 from server.writer import Outcome, PendingUpdate, Writer
 from server.zone.common_update import CommonUpdate, read_common_update
 from server.zone.model import Actor
-from server.zone.update import Update
-from server.zone.zone import Zone, Zones
+from server.zone.zone import Zones
 
 Finish = Callable[[bytes, Peer, Principal, Tsig, float, Outcome, Send], None]
 """Tells the outcome of an update from its octets: what the dispatcher does for every other."""
@@ -56,7 +57,8 @@ class CommonUpdates:
         replays: Replays,
         clock: Clock,
         metrics: Metrics,
-        check_zone: Callable[[Zone, Update], None],
+        authority: Authority,
+        rates: UpdateRates,
         finish: Finish,
         log_update: LogUpdate,
     ) -> None:
@@ -66,7 +68,8 @@ class CommonUpdates:
         self._replays = replays
         self._clock = clock
         self._metrics = metrics
-        self._check_zone = check_zone
+        self._authority = authority
+        self._rates = rates
         self._finish = finish
         self._log_update = log_update
 
@@ -84,22 +87,33 @@ class CommonUpdates:
         tsig = verify_common(wire, tsig_at, principal.key, now=unix)
         if tsig is None or self._replays.is_stale(tsig):
             return False
+        leased = lease is not None and lease.lease > 0
         try:
-            self._check_zone(zone, update)
-            grant = may_update(principal, zone, update, leased=lease is not None and lease.lease > 0)
+            grant = self._authority.grant(principal, zone, update, leased=leased)
         except Refusal:
             return False
         if self._replays.begin(tsig, unix) is not True:
             return False
+        at = self._clock.monotonic()
+        try:
+            self._rates.check(principal, grant, at)
+        except Refusal:
+            self._replays.forget(tsig)
+            return False
         actor = Actor("update", _key_text(principal.key.name), peer.address)
-        request = _Request(self, wire, peer, send, read, principal, tsig, self._clock.monotonic())
-        pending = PendingUpdate(update.apex, update, lease, grant, actor, request.done)
+        request = _Request(self, wire, peer, send, read, principal, tsig, at)
+        pending = PendingUpdate(update.apex, update, lease, grant, actor, request.done, request.again)
         if not self._writer.submit(pending):
             self._replays.forget(tsig)
             return False
         self._keyring.note_use(tsig.key_name, unix)
         self._metrics.requests.common_updates += 1
         return True
+
+    def again(self, request: "_Request") -> Grant:
+        """Whether it may still be made, when keys or zones changed while it waited."""
+        update, lease = request.read.update, request.read.lease
+        return self._authority.again(request.principal, update, lease is not None and lease.lease > 0)
 
     def tell(self, request: "_Request", outcome: Outcome) -> None:
         """Send the reply: of one that was carried out at once, of a refused one by the long way."""
@@ -152,3 +166,6 @@ class _Request:
 
     def done(self, outcome: Outcome) -> None:
         self.path.tell(self, outcome)
+
+    def again(self) -> Grant:
+        return self.path.again(self)

@@ -9,6 +9,7 @@ QR=1     -> acknowledgement of an event, else dropped (answering responses would
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import structlog
@@ -32,7 +33,8 @@ from protocol.name import fold, to_text
 from protocol.tsig import Tsig
 from server.answer import resolve
 from server.authn import authenticate
-from server.authz import may_read, may_update
+from server.authority import Authority
+from server.authz import may_read
 from server.common_updates import CommonUpdates
 from server.guard import Guard
 from server.hop import PLAIN, Hop, look_at_hop
@@ -42,6 +44,7 @@ from server.metrics import Metrics
 from server.peer import Peer
 from server.push.dso_service import DsoService
 from server.push.service import PushService
+from server.quota import UpdateRates
 from server.replays import Replays
 from server.reply import Reply, header_only
 from server.request import Authenticated, Decoded, Refusal, Send, SignatureRefusal
@@ -50,14 +53,13 @@ from server.system import Clock
 from server.transfer.service import TransferService
 from server.writer import Outcome, PendingUpdate, Writer
 from server.zone.model import Actor
-from server.zone.update import Update, UpdateError, read_update, zone_of
+from server.zone.update import UpdateError, read_update, zone_of
 from server.zone.zone import Zone, Zones
 
 log = structlog.get_logger(__name__)
 
 _KIND: Final = 0xF8  # QR and opcode in the third octet
 _UPDATE: Final = Opcode.UPDATE << 3
-_AT_A_CUT: Final = (Type.NS, Type.DS)
 _NOTHING: Final = b""  # what a stream is told when a message gets no reply
 
 
@@ -94,6 +96,8 @@ class Dispatcher:
         self._replays = Replays(replay_window_seconds)
         self._guard = guard or Guard()
         self._idle_seconds = idle_seconds
+        self._authority = Authority(zones, keyring)
+        self._rates = UpdateRates()
         self._common = CommonUpdates(
             zones=zones,
             keyring=keyring,
@@ -101,7 +105,8 @@ class Dispatcher:
             replays=self._replays,
             clock=clock,
             metrics=metrics,
-            check_zone=self._check_zone,
+            authority=self._authority,
+            rates=self._rates,
             finish=self._finish_common,
             log_update=self._log_update,
         )
@@ -247,19 +252,25 @@ class Dispatcher:
             raise Refusal(Rcode.REFUSED, "updates must be signed", ede=Ede.PROHIBITED)
         lease = update_lease(message.opt)
         update = read_update(message, apex)
-        self._check_zone(zone, update)
-        grant = may_update(request.principal, zone, update, leased=lease is not None and lease.lease > 0)
+        leased = lease is not None and lease.lease > 0
+        grant = self._authority.grant(request.principal, zone, update, leased=leased)
         actor = Actor("update", to_text(request.principal.key.name), request.peer.address)
         before = self._replays.begin(tsig, reply.unix)
         if before is not True:
             self._metrics.dropped.labels("repeated update").inc()
             send(message.wire[:2] + before[2:] if before else _NOTHING)
             return
+        try:
+            self._rates.check(request.principal, grant, request.decoded.at)
+        except Refusal:
+            self._replays.forget(tsig)
+            raise
 
         def done(outcome: Outcome) -> None:
             self._finish(request, reply.hop, outcome, send)
 
-        pending = PendingUpdate(apex, update, lease, grant, actor, done)
+        again = partial(self._authority.again, request.principal, update, leased)
+        pending = PendingUpdate(apex, update, lease, grant, actor, done, again)
         if not self._writer.submit(pending):
             self._replays.forget(tsig)
             raise Refusal(Rcode.SERVFAIL, "too many updates are waiting, try again", ede=Ede.NOT_READY)
@@ -283,19 +294,6 @@ class Dispatcher:
     ) -> None:
         """The same for one that came the short way."""
         self._finish(Authenticated(Decoded(decode(wire), peer, at), principal, tsig), PLAIN, outcome, send)
-
-    def _check_zone(self, zone: Zone, update: Update) -> None:
-        """NOTZONE for a name that lies in a deeper zone of ours: the parent has no say there (RFC 2136 §3.4.1.2).
-
-        At the cut itself only what delegates is the parent's, so that no "delete all of this name" unhooks the zone.
-        """
-        if len(self._zones) == 1:
-            return
-        for key, rtype in update.touched:
-            deeper = self._zones.enclosing(key)
-            if deeper is None or deeper is zone or (key == deeper.apex and rtype in _AT_A_CUT):
-                continue
-            raise Refusal(Rcode.NOTZONE, f"{to_text(key)} is in zone {to_text(deeper.apex)}, send it there")
 
     def _acknowledge(self, wire: bytes, peer: Peer, send: Send) -> None:
         try:
@@ -366,4 +364,4 @@ def _update_options(outcome: Outcome) -> list[tuple[int, bytes]]:
     """The granted lease on success only (RFC 9664 §4.3), the reason otherwise."""
     if outcome.rcode == Rcode.NOERROR:
         return [outcome.lease.encode()] if isinstance(outcome.lease, UpdateLease) else []
-    return [extended_error(Ede.OTHER, outcome.reason)] if outcome.reason else []
+    return [extended_error(outcome.ede, outcome.reason)] if outcome.reason else []

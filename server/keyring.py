@@ -48,6 +48,10 @@ class Keyring:
     def find(self, name: bytes) -> Principal | None:
         return self._by_name.get(name)
 
+    def keys(self) -> dict[bytes, Key]:
+        """Keys by folded name, as of now."""
+        return {name: principal.key for name, principal in self._by_name.items()}
+
     def names(self) -> frozenset[bytes]:
         return frozenset(self._by_name)
 

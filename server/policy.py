@@ -206,6 +206,11 @@ class Grant:
     quota: Quota = NO_QUOTA
     rule: str = ""
 
+    @property
+    def bounds_content(self) -> bool:
+        """Whether the draft must be looked at, not only the rate."""
+        return bool(self.quota.records_per_name or self.quota.names_per_member)
+
 
 UNLIMITED: Final = Grant()
 

@@ -7,13 +7,13 @@ is no await. While the disk works, the queue fills: the next batch is whatever c
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 import structlog
 
-from protocol.constants import Rcode
+from protocol.constants import Ede, Rcode
 from protocol.edns import UpdateLease
 from protocol.name import fold, to_text
 from protocol.serial import is_newer, next_serial
@@ -21,6 +21,8 @@ from server.catalog import CATALOG
 from server.config import LeaseSettings
 from server.metrics import Metrics
 from server.policy import Grant
+from server.quota import NamesInBatch, check_quota
+from server.request import Refusal
 from server.store.api import LeaseMoved, Reader, Store, StoreError, Superseded, ZoneRow
 from server.system import Clock
 from server.zone.draft import Draft, commit_of, publish
@@ -40,18 +42,22 @@ log = structlog.get_logger(__name__)
 
 
 class Outcome(NamedTuple):
-    """What became of an update: RCODE, a sentence, the lease granted, and the serials before and after."""
+    """What became of an update: RCODE, a sentence, the lease granted, the serials before and after, the EDE code."""
 
     rcode: Rcode
     reason: str = ""
     lease: UpdateLease | None = None
     serial_from: int = 0
     serial_to: int = 0
+    ede: int = Ede.OTHER
 
 
 @dataclass(slots=True, eq=False)
 class PendingUpdate:
-    """An authorised update in the queue. `grant` is what policy lets it have; `done` sends the reply."""
+    """An authorised update in the queue. `grant` is what policy lets it have; `done` sends the reply.
+
+    `again` asks for the grant anew, when keys or zones changed while it waited; it raises `Refusal`.
+    """
 
     apex: bytes
     update: Update
@@ -59,6 +65,8 @@ class PendingUpdate:
     grant: Grant
     actor: Actor
     done: Callable[[Outcome], None]
+    again: Callable[[], Grant] | None = None
+    authorised_in: int = 0
 
 
 @dataclass(slots=True)
@@ -69,7 +77,22 @@ class _Batch:
     changes: dict[bytes, list[Change]] = field(default_factory=dict)
     outcomes: list[tuple[PendingUpdate, Outcome]] = field(default_factory=list)
     lapsed: list[tuple[bytes, bytes]] = field(default_factory=list)
+    names: NamesInBatch = field(default_factory=NamesInBatch)
     at: int = 0
+
+
+class _Followed(NamedTuple):
+    """What another process did to a zone we have."""
+
+    zone: Zone
+    row: ZoneRow
+    changes: list[Change]
+    keys: set[bytes]
+    nodes: dict[bytes, list[StoredRR]]
+
+
+async def _nothing() -> None:
+    """What a writer without a keyring does when another process came first."""
 
 
 class Writer:
@@ -86,8 +109,14 @@ class Writer:
         metrics: Metrics,
         on_change: Callable[[Change], None],
         on_node: Callable[[bytes], None] = lambda key: None,
+        on_zones: Callable[[Sequence[Zone]], None] = lambda fresh: None,
+        on_overtaken: Callable[[], Awaitable[None]] = _nothing,
     ) -> None:
-        """`on_node` hears the folded name of every node that a commit replaced, be it only in its leases."""
+        """`on_node` hears the folded name of every node that a commit replaced, be it only in its leases.
+
+        `on_zones`: zones came (those given) or went. `on_overtaken`: another process committed first: take over the
+        keys as well.
+        """
         self._zones = zones
         self._store = store
         self._clock = clock
@@ -96,6 +125,9 @@ class Writer:
         self._metrics = metrics
         self._on_change = on_change
         self._on_node = on_node
+        self._on_zones = on_zones
+        self._on_overtaken = on_overtaken
+        self._epoch = 0  # of keys and zones: what was authorised in an earlier one is asked for again
         self._queue: deque[PendingUpdate] = deque()
         self._wake = asyncio.Event()
         self._stopping = False
@@ -106,9 +138,14 @@ class Writer:
         """Queue an update; False when the queue is full or the writer is stopping."""
         if self._stopping or len(self._queue) >= MAX_QUEUE:
             return False
+        pending.authorised_in = self._epoch
         self._queue.append(pending)
         self._wake.set()
         return True
+
+    def keys_changed(self) -> None:
+        """What waits was authorised by keys and rules that may hold no more."""
+        self._epoch += 1
 
     def stop(self) -> None:
         """Take no more updates; `run` returns when the queue is empty."""
@@ -186,6 +223,7 @@ class Writer:
                         await self._store.commit(commits)
                 except Superseded as overtaken:
                     self._put_back(batch)
+                    await self._on_overtaken()
                     await self.catch_up()
                     if isinstance(overtaken, LeaseMoved):
                         await self._read_again(batch.lapsed)
@@ -211,7 +249,13 @@ class Writer:
             if zone is None:
                 batch.outcomes.append((item, Outcome(Rcode.NOTAUTH, f"zone {to_text(item.apex)} is gone")))
                 continue
-            batch.outcomes.append((item, self._try(batch, zone, item, now)))
+            try:
+                outcome = self._try(batch, zone, item, now)
+            except UpdateError as error:
+                outcome = Outcome(error.rcode, error.reason)
+            except Refusal as refusal:
+                outcome = Outcome(refusal.rcode, refusal.reason, ede=Ede.OTHER if refusal.ede is None else refusal.ede)
+            batch.outcomes.append((item, outcome))
         return batch
 
     def _base(self, batch: _Batch, zone: Zone) -> Draft:
@@ -243,17 +287,18 @@ class Writer:
         self._accept(batch, zone, draft, Actor("lapse"), now)
 
     def _try(self, batch: _Batch, zone: Zone, item: PendingUpdate, now: float) -> Outcome:
-        """One update on a draft of its own; refused, it leaves no trace."""
+        """One update on a draft of its own; refused (`UpdateError`, `Refusal`), it leaves no trace."""
+        if item.authorised_in != self._epoch and item.again is not None:
+            item.grant, item.authorised_in = item.again(), self._epoch
         base = self._base(batch, zone)
         if self._is_lapse_due():  # more names lapsed at once than a batch takes: those of this update must be gone
             self._lapse_names(batch, zone, {key for key, _ in item.update.touched}, int(now))
         draft = Draft(base)
         terms, lease = self._terms(item, now)
-        try:
-            check_prerequisites(draft, item.update.prerequisites)
-            apply_update(draft, item.update, terms)
-        except UpdateError as error:
-            return Outcome(error.rcode, error.reason)
+        check_prerequisites(draft, item.update.prerequisites)
+        apply_update(draft, item.update, terms)
+        if item.grant.bounds_content:
+            check_quota(f"key {item.actor.key}", item.grant, draft, zone.census, batch.names)
         before = base.serial
         self._accept(batch, zone, draft, item.actor, int(now))
         return Outcome(Rcode.NOERROR, "", lease, before, base.serial)
@@ -273,6 +318,8 @@ class Writer:
     def _accept(self, batch: _Batch, zone: Zone, draft: Draft, actor: Actor, now: int) -> None:
         base = batch.drafts[zone.apex]
         found = draft.differences()
+        if zone.is_counted:
+            batch.names.note(zone, draft)
         if found.is_content:
             serial = draft.serial if is_newer(draft.serial, base.serial) else next_serial(base.serial)
             batch.changes[zone.apex].append(draft.change(found, serial, at=now, actor=actor))
@@ -338,38 +385,45 @@ class Writer:
             item.done(Outcome(Rcode.SERVFAIL, reason))
 
     async def catch_up(self) -> None:
-        """Take over what other processes committed: zones made or gone, and the journal since our serials."""
+        """Take over what other processes committed: zones made or gone, and the journal since our serials.
+
+        All of it is read as of one moment, then taken over without an await in between: who asks while a member's
+        names move from one zone to another sees them in one or in the other.
+        """
+        fresh: list[Zone] = []
+        followed: list[_Followed] = []
         async with self._store.reading() as reader:
             rows = await reader.load_zones()
             for row in rows:
                 zone = self._zones.at(row.apex)
-                if zone is not None and zone.id == row.id:
-                    if zone.serial != row.serial:
-                        await self._follow(reader, zone, row)
-                    continue
-                fresh = await load_zone(reader, row)  # before the old one goes: it answers meanwhile
-                if zone is not None:
-                    self._forget(zone)
-                self._adopt(fresh)
-        served = {row.apex for row in rows}
-        for zone in list(self._zones):
-            if zone.apex not in served:
-                self._forget(zone)
-
-    async def _follow(self, reader: Reader, zone: Zone, row: ZoneRow) -> None:
-        changes = await reader.changes_since(zone.id, zone.serial)
-        if changes is None:  # the journal was pruned past our serial
-            fresh = await load_zone(reader, row)
+                if zone is None or zone.id != row.id:
+                    fresh.append(await load_zone(reader, row))
+                elif zone.serial != row.serial:
+                    changes = await reader.changes_since(zone.id, zone.serial)
+                    if changes is None:  # the journal was pruned past our serial
+                        fresh.append(await load_zone(reader, row))
+                    else:
+                        keys = {fold(rr.owner) for change in changes for rr in (*change.removed, *change.added)}
+                        followed.append(_Followed(zone, row, changes, keys, await reader.load_nodes(row.id, keys)))
+        kept = {row.apex for row in rows} - {zone.apex for zone in fresh}
+        gone = [zone for zone in self._zones if zone.apex not in kept]
+        for zone in gone:
             self._forget(zone)
-            self._adopt(fresh)
-            return
-        keys = {fold(rr.owner) for change in changes for rr in (*change.removed, *change.added)}
-        rows = await reader.load_nodes(zone.id, keys)
+        for step in followed:
+            self._follow(step)
+        for zone in fresh:
+            self._adopt(zone)
+        if gone or fresh:
+            self._epoch += 1
+            self._on_zones(fresh)
+
+    def _follow(self, step: "_Followed") -> None:
+        zone, row = step.zone, step.row
         zone.serial, zone.soa_template, zone.soa_ttl = row.serial, row.soa, row.soa_ttl
-        self._replace(zone, keys, rows)
-        for change in changes:
+        self._replace(zone, step.keys, step.nodes)
+        for change in step.changes:
             self._on_change(change)
-        log.info("followed another process", zone=to_text(zone.apex), serial=zone.serial, changes=len(changes))
+        log.info("followed another process", zone=to_text(zone.apex), serial=zone.serial, changes=len(step.changes))
 
     def _adopt(self, zone: Zone) -> None:
         self._zones.add(zone)

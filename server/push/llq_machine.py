@@ -535,8 +535,12 @@ class LlqMachine:
 
     def revoke_key(self, key_name: bytes) -> None:
         """End every subscription signed with this key."""
+        self.end_where(lambda question, name: name == key_name)
+
+    def end_where(self, holds_no_more: Callable[[Question, bytes | None], bool]) -> None:
+        """End every subscription of whose question and key name this is true."""
         for subscription in self._register:
-            if subscription.key_name == key_name:
+            if holds_no_more(subscription.topic.question, subscription.key_name):
                 self._end(subscription, Input.REVOKED)
 
     # Time

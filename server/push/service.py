@@ -1,6 +1,6 @@
 """Long-Lived Queries as the pipeline sees them: policy, the machine, the reply; events go through the driver."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from typing import Final
 
 from protocol.constants import AA, Rcode, Type
@@ -13,6 +13,7 @@ from server.config import LlqSettings
 from server.keyring import Keyring
 from server.metrics import Metrics
 from server.peer import Peer
+from server.policy import Action
 from server.push.driver import PushDriver
 from server.push.limits import LlqLimits
 from server.push.llq_machine import LlqMachine
@@ -70,7 +71,7 @@ class PushService:
         def admit(question: Question) -> LlqError:
             try:
                 zone = lookup_zone(question)
-                may_read(request.principal, zone, fold(question.name), question.rtype)
+                may_read(request.principal, zone, fold(question.name), question.rtype, Action.LLQ)
             except Refusal as refusal:
                 refusals.append(refusal)
                 return LlqError.UNKNOWN_ERR
@@ -129,6 +130,29 @@ class PushService:
     def revoke_key(self, name: bytes) -> None:
         """End every subscription signed with a key that holds no more."""
         self._machine.revoke_key(name)
+        self._driver.wake()
+
+    def recheck(self, apexes: Sequence[bytes] = (), keys: Container[bytes] = ()) -> None:
+        """End what policy lets nobody watch any more, in zones of these apexes and of these keys.
+
+        A member that becomes private must not go on telling strangers, nor a key that is narrowed.
+        """
+        suffixes = tuple(apexes)
+
+        def is_refused(question: Question, key_name: bytes | None) -> bool:
+            key = fold(question.name)
+            if not (key.endswith(suffixes) or key_name in keys):
+                return False
+            zone = self._zones.enclosing(key, question.rtype)
+            principal = None if key_name is None else self._keyring.find(key_name)
+            try:
+                if zone is not None:
+                    may_read(principal, zone, key, question.rtype, Action.LLQ)
+            except Refusal:
+                return True
+            return False
+
+        self._machine.end_where(is_refused)
         self._driver.wake()
 
     def close(self) -> None:

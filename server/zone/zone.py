@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from protocol.constants import Type
 from protocol.name import fold, parent
 from protocol.rdata import soa_with_serial
+from server.zone.census import Census
 from server.zone.model import RR, StoredRR
 from server.zone.node import Node, RRset, decode_node, encode_node, find_rrset, has_type, node_from_records
 
@@ -31,6 +32,18 @@ class Zone:
     children: dict[bytes, int] = field(default_factory=dict)  # existing names directly below, empty non-terminals too
     cuts: set[bytes] = field(default_factory=set)  # owners of NS below the apex, and of DNAME
     is_catalog: bool = False
+    _census: Census | None = None
+
+    @property
+    def census(self) -> Census:
+        """How many names each member has here: looked for when first asked for, counted from then on."""
+        if self._census is None:
+            self._census = Census(self.apex, self.nodes, is_private=self.is_private)
+        return self._census
+
+    @property
+    def is_counted(self) -> bool:
+        return self._census is not None
 
     @property
     def is_private(self) -> bool:
@@ -71,10 +84,14 @@ class Zone:
         if blob is None:
             if self.nodes.pop(key, None) is not None:
                 self._unlink(key)
+                if self._census is not None:
+                    self._census.go(key)
             self.cuts.discard(key)
             return
         if key not in self.nodes:
             self._link(key)
+            if self._census is not None:
+                self._census.come(key)
         self.nodes[key] = blob
         if (key != self.apex and has_type(blob, Type.NS)) or has_type(blob, Type.DNAME):
             self.cuts.add(key)

@@ -15,6 +15,7 @@ from protocol.edns import LlqOption, Opt, UpdateLease
 from protocol.message import decode
 from protocol.name import from_text
 from server.fastpath import FastPath
+from server.policy import UNLIMITED
 from server.response_limit import ResponseLimits, network_of
 from server.writer import Outcome, PendingUpdate
 from server.zone.model import Actor
@@ -334,12 +335,12 @@ class Changing(RuleBasedStateMachine):
     def start(self) -> None:
         self.core = FastCore()
 
-    @rule(ops=st.lists(ITEMS, min_size=1, max_size=3), lease=st.sampled_from([None, 1800, 7200]), admin=st.booleans())
-    def update(self, ops: list[Item], lease: int | None, admin: bool) -> None:
+    @rule(ops=st.lists(ITEMS, min_size=1, max_size=3), lease=st.sampled_from([None, 1800, 7200]))
+    def update(self, ops: list[Item], lease: int | None) -> None:
         parsed = read_update(decode(update_message(ops)), APEX)
         wish = None if lease is None else UpdateLease(lease)
         outcomes: list[Outcome] = []
-        self.core.writer.submit(PendingUpdate(APEX, parsed, wish, admin, Actor("update"), outcomes.append))
+        self.core.writer.submit(PendingUpdate(APEX, parsed, wish, UNLIMITED, Actor("update"), outcomes.append))
         self.core.write()
         assert outcomes
 
