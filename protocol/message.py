@@ -1,7 +1,8 @@
 """The DNS message envelope (RFC 1035 §4.1): every RR in order, raw, with its offsets.
 
 Unlike general libraries it keeps what an UPDATE and an LLQ need: empty RRs, class ANY and NONE with their TTLs, TTL
-0xFFFFFFFF, the offset where the TSIG RR begins. Compression is read anywhere and written for owner names only.
+0xFFFFFFFF, the offset where the TSIG RR begins. Compression is read anywhere and written for owner names and in NS and
+CNAME.
 
       0               2               4        6        8        10       12
       | ID            | QR op AA.. rc | QDCOUNT| ANCOUNT| NSCOUNT| ARCOUNT| sections ...
@@ -231,6 +232,19 @@ class Builder:
                 self._names.popitem()
             return False
         self._counts[section] += 1
+        return True
+
+    def add_alias(self, section: int, name: bytes, rtype: int, ttl: int, target: bytes) -> bool:
+        """Add an RR of class IN whose rdata is one name, written compressed: NS or CNAME (RFC 3597 §4 allows those)."""
+        point = self.checkpoint()
+        if not self.add(section, name, rtype, Class.IN, ttl, b""):
+            return False
+        start = len(self._out)
+        self._write_name(target)
+        if len(self._out) > self.limit:
+            self.rollback(point)
+            return False
+        self._out[start - 2 : start] = struct.pack("!H", len(self._out) - start)
         return True
 
     def opt(self, opt: Opt) -> None:

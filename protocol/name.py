@@ -107,6 +107,16 @@ def parent(name: bytes) -> bytes:
     return name[name[0] + 1 :] if name[0] else name
 
 
+def name_at(octets: bytes, start: int) -> bytes:
+    """The uncompressed name at `start` of octets that may go on behind it; b"" when there is no whole one."""
+    position = start
+    while position < len(octets) and 0 < octets[position] <= MAX_LABEL_OCTETS:
+        position += octets[position] + 1
+    if position >= len(octets) or octets[position] or position - start >= MAX_NAME_OCTETS:
+        return b""
+    return octets[start : position + 1]
+
+
 def label_count(name: bytes) -> int:
     """Number of labels, the root label not counted."""
     return sum(1 for _ in label_starts(name)) - 1

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from protocol.constants import Rcode, Type
-from protocol.name import fold, parent
+from protocol.name import fold, name_at, parent
 from protocol.rdata import soa_minimum
 from server.zone.model import RR
 from server.zone.node import RRset, has_type
@@ -12,7 +12,13 @@ from server.zone.zone import Zone
 
 MAX_CHAIN: Final = 16  # CNAMEs and DNAMEs followed in one answer
 _WILDCARD: Final = b"\x01*"
-_TARGET_AT: Final = {Type.NS: 0, Type.SRV: 6, Type.MX: 2}  # where the host name in their rdata begins
+# Where the host name in their rdata begins.
+_TARGET_AT: Final[dict[int, int]] = {
+    Type.NS: 0,
+    Type.SRV: 6,
+    **dict.fromkeys((Type.MX, Type.AFSDB, Type.RT, Type.KX, Type.SVCB, Type.HTTPS), 2),
+}
+_BESIDE_CNAME: Final = (Type.RRSIG, Type.NSEC, Type.KEY)  # asked for at an alias, they mean the alias (RFC 4035 §2.5)
 
 
 @dataclass(slots=True)
@@ -34,7 +40,8 @@ def resolve(zone: Zone, name: bytes, rtype: int, now: int) -> Answer:
     for _ in range(MAX_CHAIN):
         key = fold(owner)
         if key in visited:
-            break  # a loop: each alias is told once
+            answer.rcode = Rcode.SERVFAIL  # a loop, each alias told once (RFC 1034 §3.6.2: signalled as an error)
+            break
         visited.add(key)
         cut = _cut_above(zone, key, rtype)
         if cut is not None:
@@ -42,8 +49,8 @@ def resolve(zone: Zone, name: bytes, rtype: int, now: int) -> Answer:
             if target is None:
                 _refer(zone, cut, now, answer)
                 break
-            if target == b"":
-                break
+            if target == b"" or rtype in (Type.CNAME, Type.ANY):
+                break  # too long; or the CNAME made is what was asked for, as one in the zone would be
             owner = target
         else:
             target = _at_name(zone, owner, key, rtype, now, answer)
@@ -52,7 +59,8 @@ def resolve(zone: Zone, name: bytes, rtype: int, now: int) -> Answer:
             owner = target
         if not _is_in(zone, fold(owner)):
             break
-    _add_targets(zone, answer, now)
+    if rtype != Type.ANY or not answer.answers:
+        _add_targets(zone, answer, now)
     return answer
 
 
@@ -123,7 +131,7 @@ def _at_name(zone: Zone, owner: bytes, key: bytes, rtype: int, now: int, answer:
     if chosen is not None:
         _append(answer.answers, zone, owner, chosen, now)
         return None
-    alias = zone.rrset(source, Type.CNAME, now)
+    alias = None if rtype in _BESIDE_CNAME else zone.rrset(source, Type.CNAME, now)
     if alias is not None:
         _append(answer.answers, zone, owner, alias, now)
         return alias.rdatas[0]
@@ -171,20 +179,26 @@ def _append(section: list[RR], zone: Zone, owner: bytes, rrset: RRset, now: int)
 
 
 def _add_targets(zone: Zone, answer: Answer, now: int) -> None:
-    """A and AAAA of the hosts that NS, SRV and MX in the answer name, as far as this zone knows them."""
+    """A and AAAA of the hosts that the answer names, as far as this zone knows them, wildcards included.
+
+    What lies below a cut is glue: told with the NS that need it, not as data of ours beside others (RFC 2181 §5.4.1).
+    """
     seen = {(fold(rr.owner), rr.rtype) for rr in answer.answers}
     for rr in (*answer.answers, *answer.authority):
-        at = _TARGET_AT.get(rr.rtype)  # type: ignore[call-overload]  # plain ints look up IntEnum keys
+        at = _TARGET_AT.get(rr.rtype)
         if at is None:
             continue
-        target = rr.rdata[at:]
+        target = name_at(rr.rdata, at)
+        if target == b"\0" and rr.rtype in (Type.SVCB, Type.HTTPS):
+            target = rr.owner  # RFC 9460 §2.5.2
         key = fold(target)
-        if not _is_in(zone, key):
+        if not key or not _is_in(zone, key) or (rr.rtype != Type.NS and _cut_above(zone, key, Type.A) is not None):
             continue
+        source = key if zone.exists(key) else _wildcard_for(zone, key)
         for rtype in (Type.A, Type.AAAA):
             if (key, rtype) in seen:
                 continue
             seen.add((key, rtype))
-            rrset = zone.rrset(key, rtype, now)
+            rrset = zone.rrset(source, rtype, now) if source else None
             if rrset is not None:
                 _append(answer.additional, zone, target, rrset, now)

@@ -199,6 +199,7 @@ class Server:
             allow_md5=settings.dns.allow_md5,
             minimum_mac=settings.dns.minimum_mac_octets,
             replay_window_seconds=settings.dns.replay_window_seconds,
+            version=settings.dns.version,
             transfers=self.transfers,
             guard=self.guard,
             idle_seconds=lambda: self.settings.dns.tcp_idle_seconds,

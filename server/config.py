@@ -98,6 +98,8 @@ class DnsSettings(_Section):
     tcp_idle_seconds: float = Field(default=15.0, gt=0, le=3600)
     tcp_connections: int = Field(default=1000, ge=1)
     tcp_connections_per_address: int = Field(default=100, ge=1)
+    version: str | None = Field(default=None, min_length=1, max_length=255)
+    """What `version.bind` (TXT, class CH) is answered with; REFUSED when not set."""
     allow_md5: bool = False
     """Accept hmac-md5 keys: RFC 6281 demands it, RFC 8945 §6 forbids it."""
     minimum_mac_octets: int = Field(default=0, ge=0, le=64)

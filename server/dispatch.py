@@ -35,6 +35,7 @@ from server.answer import resolve
 from server.authn import authenticate
 from server.authority import Authority
 from server.authz import may_read
+from server.chaos import answer_version
 from server.common_updates import CommonUpdates
 from server.guard import Guard
 from server.hop import PLAIN, Hop, look_at_hop
@@ -78,6 +79,7 @@ class Dispatcher:
         allow_md5: bool,
         minimum_mac: int = 0,
         replay_window_seconds: int = 300,
+        version: str | None = None,
         transfers: TransferService | None = None,
         guard: Guard | None = None,
         idle_seconds: Callable[[], float] = lambda: 0.0,
@@ -93,6 +95,7 @@ class Dispatcher:
         self._transfers = transfers
         self._dso = dso
         self._minimum_mac = minimum_mac
+        self._version = version
         self._replays = Replays(replay_window_seconds)
         self._guard = guard or Guard()
         self._idle_seconds = idle_seconds
@@ -221,17 +224,22 @@ class Dispatcher:
         if len(message.questions) != 1:
             raise Refusal(Rcode.FORMERR, "a query has one question")
         question = message.questions[0]
+        if question.rclass == Class.CH:
+            return answer_version(question, self._version, reply)
         zone = self._lookup_zone(question)
         key = fold(question.name)
         if is_meta_type(question.rtype) and question.rtype != Type.ANY:
             raise Refusal(Rcode.NOTIMP, f"{type_text(question.rtype)} is not served", ede=Ede.NOT_SUPPORTED)
         may_read(request.principal, zone, key, question.rtype)
         answer = resolve(zone, question.name, question.rtype, int(self._clock.lease()))
-        return reply.build(answer.rcode, answer)
+        looped = answer.rcode == Rcode.SERVFAIL
+        return reply.build(
+            answer.rcode, answer, [extended_error(Ede.INVALID_DATA, "aliases in a loop")] if looped else ()
+        )
 
     def _lookup_zone(self, question: Question) -> Zone:
         """The zone a question is for; REFUSED when it is none of ours."""
-        if question.rclass not in (Class.IN, Class.ANY):
+        if question.rclass != Class.IN:
             raise Refusal(Rcode.REFUSED, "only class IN is served", ede=Ede.NOT_SUPPORTED)
         zone = self._zones.enclosing(fold(question.name), question.rtype)
         if zone is None:

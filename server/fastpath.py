@@ -65,11 +65,14 @@ _ONE_ANSWER: Final = bytes.fromhex("0001 0000 0000")
 _ONE_ANSWER_EDNS: Final = bytes.fromhex("0001 0000 0001")
 _NEVER_LAPSES: Final = bytes(4)
 _WILDCARD: Final = b"\x01*"
-# Answered by the slow path whatever the zone holds: asked of apexes and cuts, or no data at all.
-_NEVER: Final = frozenset((0, Type.OPT, Type.DS, Type.SOA, Type.NS, *range(128, 256)))
+# Answered by the slow path whatever the zone holds: asked of apexes and cuts, written compressed, or no data at all.
+_NEVER: Final = frozenset((0, Type.OPT, Type.DS, Type.SOA, Type.NS, Type.CNAME, *range(128, 256)))
 _COMMON_TYPES: Final = {rtype.to_bytes(2, "big") + _IN: rtype for rtype in range(256) if rtype not in _NEVER}
 # Where the host stands in the rdata of types whose answers carry its addresses.
 _WITH_TARGET: Final = {Type.SRV.to_bytes(2, "big"): 6, Type.MX.to_bytes(2, "big"): 2}
+_RARE_TARGETS: Final = frozenset(
+    rtype.to_bytes(2, "big") for rtype in (Type.AFSDB, Type.RT, Type.KX, Type.SVCB, Type.HTTPS)
+)
 _SHARED_RCODES: Final = (Rcode.NOERROR, Rcode.NXDOMAIN)
 
 
@@ -423,7 +426,10 @@ class FastPath:
         if not at:
             apex = place[3]
             return self._no_data(key, end, (name, b"\xff" + apex), until, apex, place[5], limit, opt)
-        target_at = _WITH_TARGET.get(key[end : end + 2])
+        wanted = key[end : end + 2]
+        if wanted in _RARE_TARGETS:
+            return None
+        target_at = _WITH_TARGET.get(wanted)
         if target_at is not None:
             return self._with_target(key, end, name, blob, at, target_at, place, limit, opt)
         return self._positive_answer(key, end, name, blob, at, limit, opt)
@@ -451,7 +457,9 @@ class FastPath:
         if is_at_or_below(target.lower(), place[3]):
             names.append(target.lower())
             host = place[0].get(names[1])
-            found = () if host is None else (find_rrset(host, Type.A), find_rrset(host, Type.AAAA))
+            if host is None or (place[2] and _is_cut_off(names[1], place)):
+                return None  # a wildcard may stand for it, or it is glue
+            found = (find_rrset(host, Type.A), find_rrset(host, Type.AAAA))
             chosen += [each for each in found if each is not None]
         now = self._now
         until = FOREVER
@@ -696,6 +704,16 @@ def _owner(key: bytes, end: int, apex: bytes) -> bytes:
             return apex[:start] + _POINTERS[end - len(apex) + start + 2]
         start += apex[start] + 1
     return apex
+
+
+def _is_cut_off(name: bytes, place: _Place) -> bool:
+    """Whether a name of the zone lies at or below one of its cuts."""
+    cuts, apex = place[2], place[3]
+    while name != apex:
+        if name in cuts:
+            return True
+        name = name[name[0] + 1 :]
+    return False
 
 
 def _compressed(name: bytes, question: bytes) -> bytes:

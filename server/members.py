@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 
 from protocol.constants import MAX_NAME_OCTETS, Type
 from protocol.name import fold, from_text, is_at_or_below, to_text
-from protocol.rdata import canonical
+from protocol.rdata import canonical, soa_serial, soa_with_serial
 from protocol.serial import next_serial
 from protocol.tsig import MD5, SHA256, Algorithm, Key
 from server import kdf
@@ -396,13 +396,14 @@ async def _move_service(transaction: Transaction, old: Service, new: Service, no
         before = domain_records(member.domain, old.server, is_zone=member.private)
         after = domain_records(member.domain, new.server, is_zone=member.private)
         if member.private:
-            await _replace(transaction, private[member.id], new, before, after, now)
+            await _replace(transaction, private[member.id], old, new, before, after, now)
             before, after = before[:1], after[:1]  # the delegation
         gone.append(before)
         come.append(after)
     await _replace(
         transaction,
         parent,
+        old,
         new,
         [rr for records in gone for rr in records],
         [rr for records in come for rr in records],
@@ -411,11 +412,20 @@ async def _move_service(transaction: Transaction, old: Service, new: Service, no
 
 
 async def _replace(
-    transaction: Transaction, row: ZoneRow, service: Service, before: Iterable[RR], after: Iterable[RR], now: int
+    transaction: Transaction,
+    row: ZoneRow,
+    old: Service,
+    new: Service,
+    before: Iterable[RR],
+    after: Iterable[RR],
+    now: int,
 ) -> None:
+    """Move one zone from the old settings to the new. An SOA that an administrator chose stays."""
     removed, added = without(before, after), without(after, before)
     draft = await _draft(transaction, row, (fold(record.owner) for record in (*removed, *added)))
-    draft.soa_template, draft.soa_ttl = soa_rdata(row.apex, service.server), service.server.ttl
+    own = soa_rdata(row.apex, old.server), old.server.ttl
+    if (soa_with_serial(draft.soa_template, soa_serial(own[0])), draft.soa_ttl) == own:
+        draft.soa_template, draft.soa_ttl = soa_rdata(row.apex, new.server), new.server.ttl
     for record in removed:
         _remove(draft, record)
     for record in added:

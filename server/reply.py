@@ -15,6 +15,7 @@ from protocol.constants import (
     EdnsOption,
     Rcode,
     TsigError,
+    Type,
 )
 from protocol.edns import Opt
 from protocol.message import Builder, Header, Message
@@ -211,7 +212,11 @@ def write_section(builder: Builder, section: int, records: Iterable[RR]) -> bool
     for _, group in groupby(records, key=lambda rr: (rr.owner, rr.rtype)):
         point = builder.checkpoint()
         for rr in group:
-            if not builder.add(section, rr.owner, rr.rtype, 1, rr.ttl, rr.rdata):
+            if rr.rtype in (Type.CNAME, Type.NS):
+                fits = builder.add_alias(section, rr.owner, rr.rtype, rr.ttl, rr.rdata)
+            else:
+                fits = builder.add(section, rr.owner, rr.rtype, 1, rr.ttl, rr.rdata)
+            if not fits:
                 builder.rollback(point)
                 return False
     return True

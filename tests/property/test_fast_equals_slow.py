@@ -60,6 +60,13 @@ TEXT: Final = """
     tunnel.near._udp.members.example. 120 AAAA 2001:db8::82
     big._udp.members.example. 120 SRV 0 0 4500 big.members.example.
     mx.members.example. 120 MX 10 mac.members.example.
+    wild._udp.members.example. 120 SRV 0 0 1 any.hosts.members.example.
+    *.hosts.members.example. 120 A 192.0.2.83
+    glue._udp.members.example. 120 SRV 0 0 1 ns.cut.members.example.
+    https.members.example. 120 HTTPS 1 mac.members.example.
+    https.members.example. 120 SVCB 1 . port=53
+    https.members.example. 120 AAAA 2001:db8::84
+    afsdb.members.example. 120 AFSDB 1 mac.members.example.
     alias.members.example. 120 CNAME Mac.members.example.
     dangling.members.example. 120 CNAME absent.members.example.
     *.wild.members.example. 120 TXT wild
@@ -103,7 +110,13 @@ NAMES: Final = (
     *("gone.members.example.", "half.members.example.", "here.members.example.", "a\\000b.members.example."),
     *("out._udp.members.example.", "none._udp.members.example.", "self.members.example.", "SELF.members.example."),
     *("both.members.example.", "near._udp.members.example.", "near._UDP.members.example.", "big._udp.members.example."),
-    *("lease._udp.members.example.", "big.members.example."),
+    *(
+        "lease._udp.members.example.",
+        "big.members.example.",
+        "wild._udp.members.example.",
+        "glue._udp.members.example.",
+    ),
+    *("https.members.example.", "afsdb.members.example."),
     *("\\000.members.example.", "x" * 63 + ".members.example.", ".".join(["y" * 62] * 3) + ".members.example."),
 )
 TYPES: Final = (
@@ -112,6 +125,9 @@ TYPES: Final = (
     "TXT",
     "SRV",
     "MX",
+    "HTTPS",
+    "SVCB",
+    "AFSDB",
     "NS",
     "SOA",
     "CNAME",

@@ -499,6 +499,7 @@ class Core:
         allow_md5: bool = False,
         minimum_mac: int = 0,
         replay_window_seconds: int = 300,
+        version: str | None = None,
         time: Callable[[], float] | None = None,
         limits: ResponseLimits | None = None,
     ) -> None:
@@ -543,6 +544,7 @@ class Core:
             replay_window_seconds=replay_window_seconds,
             guard=self.guard,
             idle_seconds=lambda: 15.0,
+            version=version,
         )
 
     @property

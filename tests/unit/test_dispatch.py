@@ -8,7 +8,7 @@ import pytest
 from protocol.constants import AA, QR, RD, TC, Class, Ede, EdnsOption, Opcode, Rcode, Type
 from protocol.edns import Opt, UpdateLease
 from protocol.message import Message, Question, decode, encode
-from protocol.name import fold
+from protocol.name import fold, to_text
 from protocol.tsig import Key
 from server.peer import Peer
 from server.writer import MAX_QUEUE
@@ -126,7 +126,7 @@ def test_a_query_has_one_question(core: Core, count: int, rcode: Rcode) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rclass", "rcode"), [(Class.IN, 0), (Class.ANY, 0), (Class.CH, 5), (Class.NONE, 5), (0, 5), (4711, 5)]
+    ("rclass", "rcode"), [(Class.IN, 0), (Class.ANY, 5), (Class.CH, 5), (Class.NONE, 5), (0, 5), (4711, 5)]
 )
 def test_only_class_in_is_served(core: Core, rclass: int, rcode: int) -> None:
     reply = core.ask(query_message(MAC, rclass=rclass))
@@ -387,3 +387,36 @@ def test_requests_are_counted_by_transport_opcode_and_rcode(core: Core) -> None:
         ("tcp", "0", "NOERROR"): 1,
         ("udp", "5", "REFUSED"): 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("owner", "rtype", "rcode", "texts"),
+    [
+        ("version.bind.", "TXT", 0, [b"\x04mine"]),
+        ("VERSION.Server.", "TXT", 0, [b"\x04mine"]),
+        ("version.bind.", "ANY", 0, [b"\x04mine"]),
+        ("version.bind.", "A", 0, []),
+        ("hostname.bind.", "TXT", 5, []),
+    ],
+)
+def test_the_version_is_told_in_class_ch_when_it_is_set(owner: str, rtype: str, rcode: int, texts: list[bytes]) -> None:
+    for version, expected in (("mine", rcode), (None, 5)):
+        core = Core(version=version)
+        reply = core.ask(query_message(owner, rtype, rclass=Class.CH))
+        assert reply.rcode == expected
+        assert [(to_text(r.name), r.rclass, r.raw(reply.wire)) for r in reply.message.answers] == (
+            [(owner, Class.CH, text) for text in texts] if version else []
+        )
+
+
+def test_aliases_in_a_loop_are_servfail_and_say_so() -> None:
+    core = Core(
+        [
+            zone_of_text(
+                "one.members.example. 60 CNAME two.members.example.\ntwo.members.example. 60 CNAME one.members.example."
+            )
+        ]
+    )
+    reply = core.query("one.members.example.", edns=Opt(1232))
+    assert (reply.rcode, len(reply.answers)) == (Rcode.SERVFAIL, 2)
+    assert reply.errors == [(Ede.INVALID_DATA, "aliases in a loop")]

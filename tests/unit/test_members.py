@@ -130,6 +130,16 @@ async def test_a_new_name_server_is_in_soa_ns_and_delegation(store: Store) -> No
     await _check_journal(store)
 
 
+@pytest.mark.parametrize("ttl", [SERVICE.server.ttl, 77])
+async def test_an_soa_that_an_administrator_chose_stays_when_the_service_moves(store: Store, ttl: int) -> None:
+    zone = await _zone(store, ZONE)
+    chosen = from_text("ns.members.example.") + from_text("me.members.example.") + bytes(16) + (42).to_bytes(4, "big")
+    await store.commit([commit_of(zone.id, zone.serial, soa=(chosen, ttl))])
+    moved = NameServer(from_text("ns.members.example."), ("192.0.2.2",), 5300, None)
+    after = await members.ensure_service_zone(store, Service(ZONE, moved), now=NOW + 1)
+    assert (after.soa[-16:], after.soa_ttl) == (chosen[-16:], ttl)
+
+
 async def test_what_an_update_changed_stays_over_a_restart(store: Store) -> None:
     zone = await _zone(store, ZONE)
     srv = next(rr for rr in discovery_records(ZONE, SERVICE.server) if rr.owner.startswith(b"\x08_dns-llq\x04_udp"))

@@ -7,7 +7,7 @@ import pytest
 from protocol import name as names
 from protocol.constants import MAX_NAME_OCTETS
 from protocol.errors import DecodeError
-from protocol.name import ROOT, from_text, read_name, to_text
+from protocol.name import ROOT, from_text, name_at, read_name, to_text
 
 # RFC 1035 §4.1.4 draws these names at octets 20, 40, 64 and 92 of a message.
 RFC_1035_FIGURE = (
@@ -254,3 +254,21 @@ def test_canonical_order_is_the_one_of_the_rfc() -> None:
     wire = [from_text(text) for text in ordered]
     assert sorted(set(wire), key=names.canonical_key) == wire
     assert names.canonical_key(ROOT) == ()
+
+
+@pytest.mark.parametrize(
+    ("octets", "start", "expected"),
+    [
+        (b"\0\1\3www\0alpn", 2, b"\3www\0"),
+        (b"\0\1\0\0\1", 2, b"\0"),
+        (b"\3ww", 0, b""),
+        (b"\3www", 0, b""),
+        (b"", 0, b""),
+        (b"\0", 2, b""),
+        (b"\xc0\x00", 0, b""),
+        (b"\x40" + bytes(70), 0, b""),
+        ((b"\x3f" + b"x" * 63) * 4 + b"\0", 0, b""),
+    ],
+)
+def test_a_name_within_other_octets_is_whole_or_none(octets: bytes, start: int, expected: bytes) -> None:
+    assert name_at(octets, start) == expected
