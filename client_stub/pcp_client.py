@@ -250,7 +250,7 @@ class PcpClient:
         self._asking = False
         self._lapse_at = None
         self._begin_at = now + self._settings.public_recheck
-        self._become(NatState(NatKind.PUBLIC, reason=f"no PCP: {reason}"))
+        self._become(NatState(NatKind.PUBLIC, reason=reason))
 
     def _state_was_lost(self, now: float) -> None:
         self._asking = False

@@ -10,6 +10,7 @@ need nsupdate bind9-dnsutils
 need kdig knot-dnsutils
 need knsupdate knot-dnsutils
 need natpmpc natpmpc
+need miniupnpd miniupnpd-nftables
 need dnsperf dnsperf
 need named bind9
 need knotd knot
