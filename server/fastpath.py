@@ -73,6 +73,7 @@ _WITH_TARGET: Final = {Type.SRV.to_bytes(2, "big"): 6, Type.MX.to_bytes(2, "big"
 _RARE_TARGETS: Final = frozenset(
     rtype.to_bytes(2, "big") for rtype in (Type.AFSDB, Type.RT, Type.KX, Type.SVCB, Type.HTTPS)
 )
+_CUTTING: Final = (int(Type.NS), int(Type.DNAME))
 _SHARED_RCODES: Final = (Rcode.NOERROR, Rcode.NXDOMAIN)
 
 
@@ -643,19 +644,18 @@ class FastPath:
         return plain, end, answer
 
     def changed(self, change: Change) -> None:
-        """A change that queries already see: drop what rests on its zone as a whole or on a name it touches."""
+        """A change that queries already see: drop what rests on its zone as a whole. Names come by `node_changed`."""
         if not change.serial_from or not change.serial_to:
             self.clear()  # a zone came or went: other zones' names answer otherwise
             return
         self._places.clear()
         self._changed_at[change.apex] = int(self._clock.lease())
         self._drop(b"\xff" + change.apex)
-        for rr in (*change.removed, *change.added):
-            if (rr.rtype in (Type.NS, Type.DNAME) and fold(rr.owner) != change.apex) or rr.rtype == Type.DNAME:
-                self.clear()  # authority over everything below moves
-                return
-            self._drop(fold(rr.owner))
-        self._tell_size()
+        for records in (change.removed, change.added):
+            for owner, rtype, _, _ in records:
+                if rtype in _CUTTING and (rtype == Type.DNAME or fold(owner) != change.apex):
+                    self.clear()  # authority over everything below moves
+                    return
 
     def node_changed(self, key: bytes) -> None:
         """A node was replaced, perhaps only in its leases. `key`: folded owner name."""
@@ -669,8 +669,10 @@ class FastPath:
         self._tell_size()
 
     def _drop(self, name: bytes) -> None:
-        self._young.drop_name(name)
-        self._old.drop_name(name)
+        for generation in (self._young, self._old):
+            if name in generation.by_name:
+                generation.drop_name(name)
+                self._tell_size()
 
     def _is_second(self, key: bytes) -> bool:
         """Whether a key was asked before; noted for next time if not."""

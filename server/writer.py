@@ -28,7 +28,7 @@ from server.system import Clock
 from server.zone.draft import Draft, commit_of, publish
 from server.zone.leases import LeaseQueue, lapse
 from server.zone.model import Actor, Change, StoredRR, ZoneCommit
-from server.zone.node import Node, encode_node, node_from_records
+from server.zone.node import Node, node_from_records
 from server.zone.update import LeaseTerms, Update, UpdateError, apply_update, check_prerequisites, granted
 from server.zone.zone import Zone, Zones
 
@@ -369,7 +369,7 @@ class Writer:
     def _replace(self, zone: Zone, keys: Iterable[bytes], rows: Mapping[bytes, list[StoredRR]]) -> None:
         for key in keys:
             node = node_from_records(rows[key]) if key in rows else None
-            zone.replace(key, None if node is None else encode_node(key, node))
+            zone.put(key, node)
             self._leases.watch(zone.apex, key, node)
             self._on_node(key)
 

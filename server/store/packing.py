@@ -9,12 +9,14 @@ Nothing here knows SQL; both stores use it.
 
 import struct
 from collections.abc import Iterable
+from functools import lru_cache
 from hashlib import sha256
 from typing import Final
 
 from protocol.errors import DecodeError
 from server.zone.model import RR
 
+_OCTETS: Final = tuple(bytes((octet,)) for octet in range(256))
 _FIXED: Final = struct.Struct("!HIH")
 _ITEM: Final = struct.Struct("!HH")
 _WHOLE_KEY_OCTETS: Final = (
@@ -27,10 +29,7 @@ def pack_rrs(records: Iterable[RR]) -> bytes:
     """Records as one `bytes`, in order."""
     out: list[bytes] = []
     for owner, rtype, ttl, rdata in records:
-        out.append(bytes((len(owner),)))
-        out.append(owner)
-        out.append(_FIXED.pack(rtype, ttl, len(rdata)))
-        out.append(rdata)
+        out += (_OCTETS[len(owner)], owner, _FIXED.pack(rtype, ttl, len(rdata)), rdata)
     return b"".join(out)
 
 
@@ -74,6 +73,7 @@ def unpack_items(packed: bytes) -> list[tuple[int, bytes]]:
     return out
 
 
+@lru_cache(maxsize=4096)  # the records of a commit have their owners in common
 def order_key(folded: bytes) -> bytes:
     """A folded name as octets that sort in canonical order and keep a subtree together (RFC 4034 §6.1).
 

@@ -36,6 +36,7 @@ from server.store.writing import SqlTransaction, Statements, Step, count_commit,
 from server.zone.model import Change, StoredRR, ZoneCommit
 
 BUSY_SECONDS: Final = 5  # how long SQLite waits for another process's transaction
+CHECKPOINT_PAGES: Final = 4000  # 16 MiB of log before it is worked in: pages that change often are then written once
 _DRIVERS: Final = {
     "sqlite": "sqlite+aiosqlite",
     "postgresql": "postgresql+asyncpg",
@@ -305,6 +306,7 @@ def _engine(url: URL) -> AsyncEngine:
         for pragma in (
             "journal_mode=WAL",
             "synchronous=FULL",
+            f"wal_autocheckpoint={CHECKPOINT_PAGES}",
             "foreign_keys=ON",
             f"busy_timeout={BUSY_SECONDS * 1000}",
         ):

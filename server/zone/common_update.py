@@ -61,6 +61,7 @@ def _read(wire: bytes) -> CommonUpdate | None:
     apex = name.lower()
     names = {HEADER_OCTETS: (name, apex)}
     ops: list[UpdateOp] = []
+    make = tuple.__new__  # half the time of calling a NamedTuple
     for _ in range(wire[8] << 8 | wire[9]):
         first = wire[position]
         if first >= _POINTER:
@@ -95,7 +96,7 @@ def _read(wire: bytes) -> CommonUpdate | None:
         if rclass == _ANY:
             if ttl or rdlength or (rtype != _ANY_TYPE and is_meta_type(rtype)):
                 return None
-            ops.append(UpdateOp(owner, key, rtype, rclass, 0, b""))
+            ops.append(make(UpdateOp, (owner, key, rtype, rclass, 0, b"")))
             continue
         if rclass == _NONE:
             if ttl:
@@ -110,7 +111,7 @@ def _read(wire: bytes) -> CommonUpdate | None:
             rdata = expand(rtype, wire, at, rdlength)
             if len(rdata) > MAX_RDATA_OCTETS:
                 return None
-        ops.append(UpdateOp(owner, key, rtype, rclass, ttl if ttl <= MAX_TTL else 0, rdata))
+        ops.append(make(UpdateOp, (owner, key, rtype, rclass, ttl if ttl <= MAX_TTL else 0, rdata)))
     zone_end = end + len(_SOA_IN)
     update = Update(apex, (), tuple(ops))
     if extra == 1:

@@ -46,10 +46,8 @@ class Node(NamedTuple):
     rrsets: dict[int, RRset]
 
 
-def encode_node(key: bytes, node: Node) -> bytes | None:
-    """The blob of a node; None when it has no records. `key` is the folded owner."""
-    if not node.rrsets:
-        return None
+def encode_node(key: bytes, node: Node) -> bytes:
+    """The blob of a node. `key` is the folded owner."""
     out = [b"\0" if node.owner == key else bytes((len(node.owner),)) + node.owner]
     for rtype, ttl, rdatas, expires in node.rrsets.values():
         if len(rdatas) == 1:  # most RRsets
@@ -140,4 +138,9 @@ def node_from_records(records: Iterable[StoredRR]) -> Node:
 
 def earliest_lapse(node: Node) -> int:
     """The first moment at which one of its records lapses; 0 when none does."""
-    return min((at for rrset in node.rrsets.values() for at in rrset.expires if at), default=0)
+    earliest = 0
+    for rrset in node.rrsets.values():
+        for at in rrset.expires:
+            if at and (at < earliest or not earliest):
+                earliest = at
+    return earliest

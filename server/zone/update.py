@@ -18,10 +18,10 @@ from server.zone.draft import Draft, is_in_zone
 from server.zone.node import RRset
 
 _IN, _NONE, _ANY = int(Class.IN), int(Class.NONE), int(Type.ANY)  # plain: enumerations are slow to reach
-_SINGLETONS: Final = (Type.CNAME, Type.DNAME)
-_CNAME: Final = int(Type.CNAME)
+_SINGLETONS: Final = (int(Type.CNAME), int(Type.DNAME))
+_CNAME, _KEY, _WKS = int(Type.CNAME), int(Type.KEY), int(Type.WKS)
 _SPECIAL: Final = (int(Type.SOA), int(Type.NS))
-_BESIDE_CNAME: Final = (Type.CNAME, Type.RRSIG, Type.NSEC)
+_BESIDE_CNAME: Final = (int(Type.CNAME), int(Type.RRSIG), int(Type.NSEC))
 MAX_TTL: Final = 0x7FFFFFFF  # a TTL with the top bit set is taken as 0 (RFC 2181 §8)
 MAX_RDATA_OCTETS: Final = 65535 - 12 - 4 - 10 - 2 * 255  # more fits in no answer; expanding names can make more
 MAX_RRSET_RECORDS: Final = 1000  # each add looks at all records of its RRset
@@ -180,7 +180,7 @@ class LeaseTerms(NamedTuple):
     keeps_permanent: bool = True
 
     def for_type(self, rtype: int) -> int:
-        return self.key_expires if rtype == Type.KEY else self.expires
+        return self.key_expires if rtype == _KEY else self.expires
 
 
 PERMANENT_TERMS: Final = LeaseTerms(0, 0)
@@ -200,14 +200,15 @@ def apply_update(draft: Draft, update: Update, terms: LeaseTerms) -> None:
     `UpdateError` REFUSED when a name or RRset would outgrow our bounds, or a lease would take the apex NS away.
     """
     for op in update.ops:
-        if op.rclass == _IN:
-            _add(draft, op, terms.for_type(op.rtype), terms)
-        elif op.rclass == _NONE:
+        _, key, rtype, rclass, _, _ = op
+        if rclass == _IN:
+            _add(draft, op, terms.for_type(rtype), terms)
+        elif rclass == _NONE:
             _delete_rr(draft, op)
-        elif op.rtype == _ANY:
-            _delete_name(draft, op.key)
-        elif op.key != draft.apex or op.rtype not in (Type.SOA, Type.NS):
-            draft.drop(op.key, op.rtype)
+        elif rtype == _ANY:
+            _delete_name(draft, key)
+        elif key != draft.apex or rtype not in _SPECIAL:
+            draft.drop(key, rtype)
 
 
 def _add(draft: Draft, op: UpdateOp, expires: int, terms: LeaseTerms) -> None:
@@ -223,7 +224,7 @@ def _add(draft: Draft, op: UpdateOp, expires: int, terms: LeaseTerms) -> None:
         draft.put(owner, RRset(rtype, ttl, (rdata,), (expires,)))
         return
     types: Mapping[int, RRset] = node.rrsets if node else {}
-    if rtype == Type.CNAME:
+    if rtype == _CNAME:
         if key == draft.apex or any(kind not in _BESIDE_CNAME for kind in types):
             return  # CNAME over other data (the apex has its SOA): ignored (RFC 2136 §3.4.2.2)
     elif _CNAME in types and rtype not in _BESIDE_CNAME:
@@ -240,7 +241,7 @@ def _add(draft: Draft, op: UpdateOp, expires: int, terms: LeaseTerms) -> None:
     else:
         if rtype in _SINGLETONS:
             rdatas = leases = ()
-        elif rtype == Type.WKS:
+        elif rtype == _WKS:
             kept = [row for row in zip(rdatas, leases, strict=True) if row[0][:5] != rdata[:5]]
             rdatas, leases = tuple(row[0] for row in kept), tuple(row[1] for row in kept)
         rdatas, leases = (*rdatas, rdata), (*leases, expires)

@@ -12,7 +12,9 @@ from protocol.name import fold, parent
 from protocol.rdata import soa_with_serial
 from server.zone.census import Census
 from server.zone.model import RR, StoredRR
-from server.zone.node import Node, RRset, decode_node, encode_node, find_rrset, has_type, node_from_records
+from server.zone.node import Node, RRset, decode_node, encode_node, find_rrset, node_from_records
+
+_NS, _DNAME = int(Type.NS), int(Type.DNAME)
 
 
 @dataclass(slots=True)
@@ -79,9 +81,9 @@ class Zone:
         """Whether a folded name exists: with records, as an empty non-terminal, or as the apex (RFC 8020)."""
         return key in self.nodes or key in self.children or key == self.apex
 
-    def replace(self, key: bytes, blob: bytes | None) -> None:
-        """Put one node in the place of what was at `key`, or take it away (None)."""
-        if blob is None:
+    def put(self, key: bytes, node: Node | None) -> None:
+        """Put one node in the place of what was at `key`, or take it away (None, or no records)."""
+        if node is None or not node.rrsets:
             if self.nodes.pop(key, None) is not None:
                 self._unlink(key)
                 if self._census is not None:
@@ -92,10 +94,10 @@ class Zone:
             self._link(key)
             if self._census is not None:
                 self._census.come(key)
-        self.nodes[key] = blob
-        if (key != self.apex and has_type(blob, Type.NS)) or has_type(blob, Type.DNAME):
+        self.nodes[key] = encode_node(key, node)
+        if _DNAME in node.rrsets or (_NS in node.rrsets and key != self.apex):
             self.cuts.add(key)
-        else:
+        elif self.cuts:
             self.cuts.discard(key)
 
     def _link(self, key: bytes) -> None:
@@ -135,7 +137,7 @@ class Zone:
             self._store(current, pending)
 
     def _store(self, key: bytes, records: list[StoredRR]) -> None:
-        self.replace(key, encode_node(key, node_from_records(records)))
+        self.put(key, node_from_records(records))
 
     def records(self, now: int) -> Iterator[RR]:
         """Every record not lapsed at `now`, SOA first: what a transfer sends."""

@@ -34,7 +34,7 @@ from server.store.api import LeaseMoved, StoreError, Superseded, ZoneRow
 from server.writer import Writer
 from server.zone.leases import LeaseQueue
 from server.zone.model import RR, Change, RowKey, StoredRR, ZoneCommit
-from server.zone.node import encode_node, node_from_records
+from server.zone.node import node_from_records
 from server.zone.zone import Zone, Zones
 from tests.support import simloop
 
@@ -411,7 +411,7 @@ def rebuild(row: ZoneRow, rows: Rows) -> Zone:
     for record in rows.values():
         by_owner.setdefault(fold(record.owner), []).append(record)
     for owner_key, records in by_owner.items():
-        zone.replace(owner_key, encode_node(owner_key, node_from_records(records)))
+        zone.put(owner_key, node_from_records(records))
     return zone
 
 
