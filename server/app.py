@@ -27,6 +27,7 @@ from server.policy import Rule
 from server.pruning import prune_journal
 from server.push.dso_service import DsoService
 from server.push.service import PushService
+from server.push.survival import SAVE_SECONDS
 from server.querylog import QueryLog
 from server.response_limit import ResponseLimiter, ResponseLimits
 from server.service_settings import control_socket, service_of
@@ -212,6 +213,11 @@ class Server:
         handle = dispatcher.handle if self.queries is None else self.queries.over(dispatcher.handle)
         self.streams = StreamServer(handle, limits, self.metrics, watchers)
         await self._load()
+        await self._load_keys()
+        try:
+            await self.push.restore(self.store, [*dns.listen, *dns.listen_tls])
+        except StoreError as error:
+            raise StartError(str(error)) from None
         await self._listen(dispatcher, tls)
         await self._publish_service()
         await self.writer.catch_up()
@@ -220,6 +226,7 @@ class Server:
         await self.writer.lapse_due()
         await self._listen_control()
         self.transfers.begin()
+        self.push.begin()
         self._spawn("writer", self.writer.run())
         self._spawn("follow", self._follow(generation))
         self._spawn("key use", self._write_key_use())
@@ -227,6 +234,7 @@ class Server:
             "pruning",
             prune_journal(self.store, settings.journal, clock=self.clock, metrics=self.metrics, pause=self._pause),
         )
+        self._spawn("subscriptions", self._save_subscriptions())
         self._unready = None
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
@@ -275,6 +283,8 @@ class Server:
         for listener in self._udp.values():
             listener.close()
         self.monitor.close()
+        if hasattr(self, "push"):
+            await self.push.save()
         if hasattr(self, "store"):
             await self._flush_key_use()
             await self.store.close()
@@ -334,7 +344,7 @@ class Server:
             except OSError as error:
                 raise StartError(f"cannot listen on {text}: {_plain(error)}") from None
             self._listening += [("udp", address, listener.port), ("tcp", address, listener.port)]
-        for text in self.settings.dns.listen_tls:
+        for number, text in enumerate(self.settings.dns.listen_tls, len(self.settings.dns.listen)):
             address, port = split_host_port(text)
             try:
                 bound = await self.streams.listen(address, port, tls)
@@ -344,7 +354,7 @@ class Server:
             self._listening.append(("tls", address, bound))
             try:
                 # Apple's clients acknowledge events of a TLS stream by UDP to the TLS port's number
-                self._udp[len(self._udp)] = await self._open_udp(len(self._udp), address, bound, dispatcher)
+                self._udp[number] = await self._open_udp(number, address, bound, dispatcher)
             except OSError as error:
                 log.warning("no UDP beside the TLS port", port=bound, error=str(error))
 
@@ -446,6 +456,10 @@ class Server:
                 self.metrics.store_errors.inc()
                 self._unready = "the database does not answer"
                 log.error("cannot follow the database", error=str(error))
+
+    async def _save_subscriptions(self) -> None:
+        while not await self._pause(SAVE_SECONDS):
+            await self.push.save()
 
     async def _write_key_use(self) -> None:
         while not await self._pause(KEY_USE_SECONDS):

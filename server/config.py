@@ -135,6 +135,19 @@ class LlqSettings(_Section):
     maximum_lease_seconds: int = Field(default=7200, ge=1)
     maximum_subscriptions: int = Field(default=200_000, ge=1)
     maximum_per_address: int = Field(default=2_000, ge=1)
+    """An IPv6 /64 counts as one address."""
+    maximum_per_question: int = Field(default=50_000, ge=1)
+    setups_per_second: float = Field(default=2_000.0, gt=0)
+    """Subscriptions that may be established per second once `setup_burst` is used up."""
+    setup_burst: int = Field(default=10_000, ge=1)
+    retry_seconds: int = Field(default=300, ge=1)
+    """Told with SERV-FULL when a table is full; when only the burst is used up, the time to its next token is."""
+    persistent: bool = True
+    """Keep subscriptions in the database, so that they outlive a restart."""
+    node: str = Field(default="", max_length=64)
+    """Name of this server among several on one database: each keeps its own subscriptions."""
+    require_tsig: list[Domain] = []
+    """Zones and members' domains in and below which Long-Lived Queries must be signed. Private members' always must."""
     quiet_seconds: float = Field(default=0.1, ge=0)
     """An event waits for this much quiet, so that changes that belong together travel together."""
     longest_wait_seconds: float = Field(default=1.0, ge=0, le=30)

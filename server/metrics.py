@@ -177,7 +177,6 @@ class Metrics:
             "homing_watched_networks", "Client networks over the response rate", registry=registry
         )
         self.leases = Gauge("homing_leased_names", "Owner names with a lease running", registry=registry)
-        self.subscriptions = Gauge("homing_llq_subscriptions", "Long-Lived Queries established", registry=registry)
         self.dso_sessions = Gauge("homing_dso_sessions", "DNS Stateful Operations sessions open", registry=registry)
         self.push_subscriptions = Gauge("homing_push_subscriptions", "DNS Push subscriptions", registry=registry)
         self.dso_events = CoreCounts("homing_dso_events", "What happened in DSO sessions, by kind", "kind")

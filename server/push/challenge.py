@@ -67,5 +67,14 @@ class Challenger:
 
 
 def issue_step(llq_id: int) -> int:
-    """When a challenge was issued, in steps: of two for the same peer and question the greater is the newer."""
+    """When a challenge was issued, in steps."""
     return llq_id >> _MAC_BITS
+
+
+def is_older(llq_id: int, held: int, *, unix: int) -> bool:
+    """Whether a challenge was issued before another that the same peer met for the same question.
+
+    Never older than one from the future: the clock went back while the server was down.
+    """
+    ahead = (issue_step(held) - unix // STEP_SECONDS) % _STEPS
+    return issue_step(llq_id) < issue_step(held) and not _STEPS_AHEAD < ahead < _STEPS // 2

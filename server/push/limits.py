@@ -39,9 +39,14 @@ class Counters:
 
     challenges: int = 0
     established: int = 0
+    restored: int = 0
     answered_again: int = 0
     refreshed: int = 0
     refused: int = 0
+    limited_total: int = 0
+    limited_per_address: int = 0
+    limited_per_question: int = 0
+    limited_rate: int = 0
     events: int = 0
     retransmissions: int = 0
     acks: int = 0

@@ -23,8 +23,9 @@ from protocol.errors import DecodeError
 from protocol.message import Message, Question
 from protocol.name import fold
 from server.peer import Peer
-from server.push.challenge import Challenger, issue_step
-from server.push.events import Item, event_room, make_plan
+from server.push.challenge import Challenger, is_older
+from server.push.events import Item, Items, event_room, make_plan
+from server.push.ledger import Bounds, Ledger
 from server.push.limits import MAX_QUESTIONS, RETRY_SECONDS, Counters, LlqLimits, TokenBucket
 from server.push.subscriptions import Outstanding, Register, State, Subscription, Topic, View, network_of
 from server.zone.model import RR, Change
@@ -36,6 +37,7 @@ class Input(Enum):
     SETUP = "set-up request (UDP)"
     CHALLENGE_MET = "challenge response"
     STREAM_SETUP = "set-up request (stream)"
+    RESTORED = "restart of the server"
     ASKED_AGAIN = "same request again"
     CHANGED = "zone differs"
     NOTHING_NEW = "nothing to tell"
@@ -50,7 +52,7 @@ class Input(Enum):
     LAPSED = "lease ran out"
     UNREACHABLE = "third try unacked for 8 s"
     CLOSED = "stream closed, no event port"
-    REVOKED = "key revoked"
+    REVOKED = "key revoked, or no longer allowed"
 
     __hash__ = object.__hash__
 
@@ -62,6 +64,7 @@ TRANSITIONS: Final[dict[tuple[State, Input], State]] = {
     (State.ABSENT, Input.SETUP): State.ABSENT,  # answered with a challenge that costs no memory
     (State.ABSENT, Input.CHALLENGE_MET): State.SETTLED,
     (State.ABSENT, Input.STREAM_SETUP): State.SETTLED,
+    (State.ABSENT, Input.RESTORED): State.SETTLED,
     (State.SETTLED, Input.CHANGED): State.DUE,
     (State.DUE, Input.NOTHING_NEW): State.SETTLED,
     (State.DUE, Input.SENT): State.UNACKED,
@@ -113,6 +116,19 @@ class SendEvent(NamedTuple):
     signed_at: int
 
 
+class Restored(NamedTuple):
+    """A subscription as a former process left it; `expires_at` is on this one's monotonic clock."""
+
+    question: Question  # its name in the client's case
+    llq_id: int
+    peer: Peer
+    key_name: bytes | None
+    expires_at: float
+    is_stream_born: bool
+    sure: Items
+    maybe: Items
+
+
 class _Part(NamedTuple):
     """The records from `start` on, `length` of them, answer this subscription's question."""
 
@@ -154,8 +170,9 @@ class LlqMachine:
 
     `lookup` gives the records at exactly a question's owner name, of its type or CNAME, as queries see them now.
     `entropy` gives 64 random bits. `event_listener` names the UDP listener from which a stream client's event port can
-    be reached, None when there is none. `now` is monotonic seconds, `unix` seconds since 1970. After any call, what to
-    send waits in `take_effects` and the next moment to call `handle_deadline` is `next_deadline`.
+    be reached, None when there is none. `ledger` notes what a store must be told. `now` is monotonic seconds, `unix`
+    seconds since 1970: of requests on a clock that no step moves, of events the wall clock, for their signatures. After
+    any call, what to send waits in `take_effects` and the next moment to call `handle_deadline` is `next_deadline`.
     """
 
     def __init__(
@@ -166,8 +183,10 @@ class LlqMachine:
         lookup: Lookup,
         entropy: Callable[[], int],
         event_listener: Callable[[Peer], int | None] = lambda peer: None,
+        ledger: Ledger | None = None,
     ) -> None:
         self.counters = Counters()
+        self._ledger = ledger or Ledger(is_kept=False)
         self._limits = limits
         self._challenger = Challenger(secret)
         self._lookup = lookup
@@ -258,6 +277,7 @@ class LlqMachine:
         sure, maybe = subscription.sure & got, subscription.maybe | got
         subscription.sure = items if sure == items else sure
         subscription.maybe = items if maybe == items else maybe
+        self._ledger.touched(subscription.topic)
         event = subscription.outstanding
         if event is not None:
             event.plan = replace(event.plan, sure=event.plan.sure & got, maybe=event.plan.maybe | got)
@@ -318,7 +338,7 @@ class LlqMachine:
             )
         )
         is_straggler = (
-            held is not None and not held.is_stream_born and issue_step(option.llq_id) < issue_step(held.llq_id)
+            held is not None and not held.is_stream_born and is_older(option.llq_id, held.llq_id, unix=request.unix)
         )
         if not is_good or is_straggler:
             return _error(LlqError.UNKNOWN_ERR, option)
@@ -351,6 +371,8 @@ class LlqMachine:
         _step(subscription, Input.CHALLENGE_MET if request.is_udp else Input.STREAM_SETUP)
         self._register.add(subscription)
         self._watch_lease(subscription)
+        self._ledger.changed(subscription)
+        self._ledger.touched(topic)
         self.counters.established += 1
         self._add_answers(question, subscription, request, is_new=True)
         return LlqOption(LLQ_VERSION, LlqOpcode.SETUP, LlqError.NO_ERROR, llq_id, lease)
@@ -380,6 +402,9 @@ class LlqMachine:
         if option.lease == 0:
             self._end(held, Input.CANCELLED)
             return option._replace(error=LlqError.NO_ERROR, lease=0)
+        if request.admit(question) != LlqError.NO_ERROR:
+            self._end(held, Input.REVOKED)
+            return _error(LlqError.NO_SUCH_LLQ, option)
         lease = self._clamp(option.lease)
         _step(held, Input.REFRESHED)
         held.expires_at = request.now + lease
@@ -387,6 +412,7 @@ class LlqMachine:
         self.counters.refreshed += 1
         if held.is_stream_born and not request.is_udp:
             self._come_back(held, request, option.error)
+        self._ledger.changed(held)
         return option._replace(error=LlqError.NO_ERROR, lease=lease)
 
     def _come_back(self, held: Subscription, request: _Request, event_port: int) -> None:
@@ -414,16 +440,22 @@ class LlqMachine:
 
     def _full(self, question: Question, held: Subscription | None, request: _Request) -> int:
         """Seconds to wait before a set-up can be taken; 0 when it can. One that replaces another needs no room."""
-        limits, register = self._limits, self._register
         if held is None:
+            limits, register = self._limits, self._register
             topic = register.topic(fold(question.name), question.rtype)
-            if (
-                len(register) >= limits.maximum_subscriptions
-                or register.count_of_network(network_of(request.peer.address)) >= limits.maximum_per_address
-                or (topic is not None and len(topic.subscriptions) >= limits.maximum_per_question)
-            ):
+            if len(register) >= limits.maximum_subscriptions:
+                self.counters.limited_total += 1
                 return limits.retry_seconds
-        return self._bucket.wait(request.now)
+            if register.count_of_network(network_of(request.peer.address)) >= limits.maximum_per_address:
+                self.counters.limited_per_address += 1
+                return limits.retry_seconds
+            if topic is not None and len(topic.subscriptions) >= limits.maximum_per_question:
+                self.counters.limited_per_question += 1
+                return limits.retry_seconds
+        wait = self._bucket.wait(request.now)
+        if wait:
+            self.counters.limited_rate += 1
+        return wait
 
     def _live(self, subscription: Subscription | None, now: float) -> Subscription | None:
         """None for one whose lease ran out a moment ago."""
@@ -489,6 +521,7 @@ class LlqMachine:
                         self._touch(touched, now)
 
     def _touch(self, topic: Topic, now: float) -> None:
+        self._ledger.touched(topic)
         topic.is_stale = True
         topic.last_change_at = now
         if topic.window_opened_at is None:
@@ -514,6 +547,7 @@ class LlqMachine:
                 self._end(older, Input.REPLACED)
             _step(subscription, Input.MOVED)
             self._register.move(subscription, peer)
+            self._ledger.changed(subscription)
             for view in subscription.recent_views:
                 if now - view.until <= AT_RISK_SECONDS:
                     subscription.sure &= view.sure
@@ -542,6 +576,69 @@ class LlqMachine:
         for subscription in self._register:
             if holds_no_more(subscription.topic.question, subscription.key_name):
                 self._end(subscription, Input.REVOKED)
+
+    # Over a restart
+
+    def topic_at(self, owner: bytes, rtype: int) -> Topic | None:
+        return self._register.topic(owner, rtype)
+
+    def bounds(self, topic: Topic, *, now: float) -> Bounds:
+        """What the watchers of a topic that outlive this process hold. Later events bring only later changes."""
+        self._renew(topic)
+        items = topic.items
+        sure = maybe = items
+        is_settled = topic.window_opened_at is None
+        for subscription in topic.subscriptions:
+            if subscription.sure is items and subscription.maybe is items and not subscription.recent_views:
+                is_settled &= subscription.state is State.SETTLED
+                continue
+            if not subscription.is_lasting:
+                continue
+            sure &= subscription.sure
+            maybe |= subscription.maybe
+            is_settled &= subscription.is_current
+            if subscription.outstanding is not None:
+                sure &= subscription.outstanding.plan.sure
+                maybe |= subscription.outstanding.plan.maybe
+            for view in subscription.recent_views:
+                if now - view.until <= AT_RISK_SECONDS:
+                    sure, maybe, is_settled = sure & view.sure, maybe | view.maybe, False
+        return Bounds(sure, maybe, is_settled)
+
+    def restore(self, saved: Restored, *, now: float) -> bool:
+        """Take up a subscription of a former process; False when its place is taken.
+
+        Limits do not count: it was let in once. What it has to be told follows at once.
+        """
+        question, register = saved.question, self._register
+        topic = register.topic_for(question)
+        if register.find(saved.llq_id, question) or register.of(saved.peer, question, saved.key_name):
+            return False
+        subscription = Subscription(
+            saved.llq_id,
+            topic,
+            question.name,
+            saved.peer,
+            network_of(saved.peer.address),
+            saved.key_name,
+            saved.expires_at,
+            event_port=saved.peer.port if saved.is_stream_born else 0,
+            is_stream_born=saved.is_stream_born,
+            is_saved=True,
+        )
+        self._renew(topic)
+        topic.is_stored = True
+        items = topic.items
+        subscription.sure = items if saved.sure == items else saved.sure
+        subscription.maybe = items if saved.maybe == items else saved.maybe
+        _step(subscription, Input.RESTORED)
+        register.add(subscription)
+        self._watch_lease(subscription)
+        self._ledger.touched(topic)
+        self.counters.restored += 1
+        if not subscription.is_current:
+            self._make_due(subscription, now)
+        return True
 
     # Time
 
@@ -696,6 +793,7 @@ class LlqMachine:
     def _end(self, subscription: Subscription, reason: Input) -> None:
         _step(subscription, reason)
         self._register.remove(subscription)
+        self._ledger.ended(subscription)
         name = reason.name.lower()
         setattr(self.counters, name, getattr(self.counters, name) + 1)
 

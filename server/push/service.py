@@ -3,22 +3,26 @@
 from collections.abc import Callable, Container, Sequence
 from typing import Final
 
-from protocol.constants import AA, Rcode, Type
+from protocol.constants import AA, Ede, Rcode, Type
 from protocol.edns import LlqError
 from protocol.message import Message, Question
-from protocol.name import fold
+from protocol.name import fold, from_text, is_at_or_below, to_text
 from protocol.tsig import Key
 from server.authz import may_read
 from server.config import LlqSettings
-from server.keyring import Keyring
+from server.keyring import Keyring, Principal
 from server.metrics import Metrics
 from server.peer import Peer
 from server.policy import Action
+from server.push.counts import PushCounts
 from server.push.driver import PushDriver
+from server.push.ledger import Ledger
 from server.push.limits import LlqLimits
 from server.push.llq_machine import LlqMachine
+from server.push.survival import Survival
 from server.reply import Reply
 from server.request import Authenticated, Refusal
+from server.store.api import Store
 from server.system import Clock, Entropy
 from server.zone.model import RR, Change
 from server.zone.zone import Zone, Zones
@@ -42,15 +46,24 @@ class PushService:
         send: Callable[[Peer, bytes], None],
         event_listener: Callable[[Peer], int | None],
     ) -> None:
+        self._settings = settings
         self._zones = zones
         self._keyring = keyring
         self._clock = clock
+        self._metrics = metrics
+        self._event_listener = event_listener
+        self._signed_below = [fold(from_text(name)) for name in settings.require_tsig]
+        self._ledger = Ledger(is_kept=settings.persistent)
         self._machine = LlqMachine(
             LlqLimits(
                 minimum_lease_seconds=settings.minimum_lease_seconds,
                 maximum_lease_seconds=settings.maximum_lease_seconds,
                 maximum_subscriptions=settings.maximum_subscriptions,
                 maximum_per_address=settings.maximum_per_address,
+                maximum_per_question=settings.maximum_per_question,
+                setups_per_second=settings.setups_per_second,
+                setup_burst=settings.setup_burst,
+                retry_seconds=settings.retry_seconds,
                 quiet_seconds=settings.quiet_seconds,
                 longest_wait_seconds=settings.longest_wait_seconds,
             ),
@@ -58,9 +71,13 @@ class PushService:
             lookup=self._lookup,
             entropy=lambda: entropy.bits(64),
             event_listener=event_listener,
+            ledger=self._ledger,
         )
+        self._survival: Survival | None = None
         self._driver = PushDriver(self._machine, send, clock, self._key, metrics.faults.labels("push").inc)
-        metrics.subscriptions.set_function(lambda: len(self._machine))
+        metrics.registry.register(
+            PushCounts(self._machine.counters, lambda: len(self._machine), lambda: len(self._ledger))
+        )
 
     def query(self, request: Authenticated, reply: Reply, lookup_zone: LookupZone) -> bytes:
         """Answer a message with LLQ options; `Refusal` when policy lets none of its questions in."""
@@ -70,8 +87,7 @@ class PushService:
 
         def admit(question: Question) -> LlqError:
             try:
-                zone = lookup_zone(question)
-                may_read(request.principal, zone, fold(question.name), question.rtype, Action.LLQ)
+                self._may_watch(request.principal, lookup_zone(question), question)
             except Refusal as refusal:
                 refusals.append(refusal)
                 return LlqError.UNKNOWN_ERR
@@ -85,7 +101,7 @@ class PushService:
             request.principal.key.name if request.principal else None,
             admit=admit,
             now=now,
-            unix=self._clock.unix(),
+            unix=int(self._clock.lease()),
         )
         if refusals and len(refusals) == len(found.options):
             raise refusals[0]
@@ -140,20 +156,41 @@ class PushService:
         suffixes = tuple(apexes)
 
         def is_refused(question: Question, key_name: bytes | None) -> bool:
-            key = fold(question.name)
-            if not (key.endswith(suffixes) or key_name in keys):
-                return False
-            zone = self._zones.enclosing(key, question.rtype)
-            principal = None if key_name is None else self._keyring.find(key_name)
-            try:
-                if zone is not None:
-                    may_read(principal, zone, key, question.rtype, Action.LLQ)
-            except Refusal:
-                return True
-            return False
+            is_touched = fold(question.name).endswith(suffixes) or key_name in keys
+            return is_touched and not self._is_allowed(question, key_name)
 
         self._machine.end_where(is_refused)
         self._driver.wake()
+
+    async def restore(self, store: Store, places: Sequence[str]) -> None:
+        """Take up what a former process left, once zones and keys are loaded and before anything is served.
+
+        `places` are the addresses of UDP listeners by number, as configured.
+        """
+        if not self._settings.persistent:
+            return
+        self._survival = Survival(
+            self._machine,
+            self._ledger,
+            node=self._settings.node,
+            store=store,
+            zones=self._zones,
+            clock=self._clock,
+            metrics=self._metrics,
+            places=places,
+            listener_of=self._event_listener,
+            may_watch=self._is_allowed,
+        )
+        await self._survival.restore(self._settings.maximum_lease_seconds)
+
+    def begin(self) -> None:
+        """Send what changed while nobody served."""
+        self._driver.wake()
+
+    async def save(self) -> None:
+        """Write what the store does not know yet of the subscriptions."""
+        if self._survival is not None:
+            await self._survival.save()
 
     def close(self) -> None:
         self._driver.close()
@@ -161,6 +198,26 @@ class PushService:
     @property
     def subscriptions(self) -> int:
         return len(self._machine)
+
+    def _may_watch(self, principal: Principal | None, zone: Zone, question: Question) -> None:
+        """`Refusal` unless this key, or nobody's, may be told of changes to a question."""
+        key = fold(question.name)
+        may_read(principal, zone, key, question.rtype, Action.LLQ)
+        if principal is None and any(is_at_or_below(key, domain) for domain in self._signed_below):
+            raise Refusal(Rcode.REFUSED, f"Long-Lived Queries for {to_text(key)} must be signed", ede=Ede.PROHIBITED)
+
+    def _is_allowed(self, question: Question, key_name: bytes | None) -> bool:
+        """Whether a subscription may go on: its key holds, and policy still lets it in."""
+        principal = None if key_name is None else self._keyring.find(key_name)
+        zone = self._zones.enclosing(fold(question.name), question.rtype)
+        if principal is None and key_name is not None:
+            return False
+        try:
+            if zone is not None:
+                self._may_watch(principal, zone, question)
+        except Refusal:
+            return False
+        return True
 
     def _key(self, name: bytes) -> Key | None:
         principal = self._keyring.find(name)

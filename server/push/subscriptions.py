@@ -38,6 +38,9 @@ class Topic:
     window_opened_at: float | None = None
     last_change_at: float = 0.0
     plans: dict[tuple[bytes, Items, Items, int], Plan] = field(default_factory=dict)
+    saved: tuple[Items, Items] | None = None
+    """What the store says its watchers hold for sure, and may hold; None when it must be told."""
+    is_stored: bool = False
 
     @property
     def question(self) -> Question:
@@ -101,10 +104,17 @@ class Subscription:
     recent_views: tuple[View, ...] = ()
     alarm_at: float = 0.0
     """The heap entry that watches the lease."""
+    is_saved: bool = False
+    """Whether the store may have a row of it."""
 
     @property
     def is_on_stream(self) -> bool:
         return self.peer.transport != "udp"
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether it outlives this process: on a stream only if the client told where events go after it."""
+        return not self.is_on_stream or self.event_port != 0
 
     @property
     def is_current(self) -> bool:

@@ -28,10 +28,10 @@ class SubscriptionStatements:
     def steps(self, node: str, changes: SubscriptionChanges) -> list[Step]:
         """What to execute, topics before who watches them."""
         rows: Sequence[tuple[Statement, Rows]] = (
+            (self._desert, [(node, owner, rtype) for owner, rtype in changes.deserted]),
             (self._put_topic, [(node, *row) for row in changes.topics]),
             (self._end, [(node, owner, rtype, _octets(llq_id)) for owner, rtype, llq_id in changes.ended]),
             (self._put, [_packed(node, row) for row in changes.rows]),
-            (self._desert, [(node, owner, rtype) for owner, rtype in changes.deserted]),
             (self._mark, [(node, zone_id, serial) for zone_id, serial in changes.marks.items()]),
         )
         return [Step(statement, parameters) for statement, parameters in rows if parameters]
