@@ -101,6 +101,8 @@ class Subscription:
     maybe: Items = NOTHING
     outstanding: Outstanding | None = None
     tries: int = 0
+    stamp: int = 0
+    """Of its last event, from which the message ID was made."""
     recent_views: tuple[View, ...] = ()
     alarm_at: float = 0.0
     """The heap entry that watches the lease."""

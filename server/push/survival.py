@@ -72,7 +72,7 @@ class Survival:
 
     async def save(self) -> None:
         """Write what is not in the store yet; what fails is logged, counted and tried again next time."""
-        if not self._ledger and not self._is_used:
+        if not len(self._ledger) and not self._is_used:
             return
         self._is_used = len(self._machine) > 0
         marks = {zone.id: zone.serial for zone in self._zones}  # before the topics: what comes later is in the journal
