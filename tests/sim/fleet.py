@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from typing import Any, Final
 from unittest.mock import patch
 
@@ -31,19 +32,23 @@ from protocol.edns import LLQ_EVENT_REMOVE_TTL, LlqOpcode, LlqOption, Opt, Updat
 from protocol.message import Message, Question, Record, decode, encode
 from protocol.name import fold, from_text
 from protocol.rdata import canonical
-from protocol.tsig import Key, sign
+from protocol.tsig import SHA256, Key, sign
 from server.app import Server
 from server.config import ServerSettings
 from server.members import add_member
-from server.store.api import StoreError, SubscriptionChanges
-from server.zone.model import Change, RowKey
+from server.store.api import KeyRow, StoreError, SubscriptionChanges
+from server.store.memory import MemoryStore
+from server.zone.model import Change, RowKey, StoredRR
 from tests.sim.world import EXPECTED_ERRORS, SlowStore
 from tests.support.clock import START_UNIX, FakeClock
 from tests.support.entropy import SeededEntropy
 from tests.support.simloop import Address, SimLoop
+from tests.support.zones import commit_of, row_key
 
 ZONE: Final = "members.example."
 SERVER: Final = ("192.0.2.53", 53)
+OPERATOR: Final = ("198.51.100.251", 4000)
+ADMIN: Final = Key(from_text("operator.members.example."), SHA256, b"o" * 32)
 STRANGER: Final = ("198.51.100.250", 4000)
 LEASE: Final = 7200
 HOSTS_A_MEMBER: Final = 10
@@ -195,7 +200,7 @@ class Sub:
 
 
 class Machine:
-    """A host: publishes its address, service and place in the member's list, and watches the list and two others."""
+    """A host: publishes its address, service and place in the member's list; watches the list, news and two others."""
 
     def __init__(self, fleet: "Fleet", number: int) -> None:
         self.fleet = fleet
@@ -240,7 +245,8 @@ class Machine:
     def _interests(self) -> list[tuple[bytes, int]]:
         others = [other for other in self.fleet.of_member(self.member) if other is not self]
         one, two = self.fleet.rng.sample(others, 2)
-        return [(self.browse, Type.PTR), (one.name, Type.A), (two.service, Type.SRV)]
+        news = b"\x04news" + self.fleet.members[self.member].domain
+        return [(self.browse, Type.PTR), (one.name, Type.A), (two.service, Type.SRV), (news, Type.TXT)]
 
     def _move_in(self) -> None:
         self.fleet.air.machines.pop(self.place, None)
@@ -534,7 +540,7 @@ class Truth:
     def told(self, message: Message, wire: bytes, sent_at: float, *, is_event: bool) -> None:
         slack = EVENT_SECONDS if is_event else 1.0
         for record in message.answers:
-            if record.ttl == LLQ_EVENT_REMOVE_TTL or record.rtype not in (Type.A, Type.SRV, Type.PTR):
+            if record.ttl == LLQ_EVENT_REMOVE_TTL or record.rtype not in (Type.A, Type.SRV, Type.PTR, Type.TXT):
                 continue
             key = RowKey(fold(record.name), record.rtype, canonical(record.rtype, record.rdata(wire)))
             until = self.told_until.get(key, 0.0)
@@ -590,6 +596,7 @@ class Fleet:
         self.server: Server | None = None
         self.places = 0
         self.is_storm = False
+        self.storm_ends = 0.0
         self.air.arrives = self.truth.arrives
 
     @property
@@ -723,8 +730,11 @@ class Fleet:
         rng = self.rng
         while True:
             await asyncio.sleep(rng.expovariate(1 / 2400))
-            trouble = rng.choice(("kill", "kill", "stop", "disk", "step", "step"))
-            if trouble == "disk":
+            trouble = rng.choice(("kill", "kill", "stop", "disk", "step", "step", "other"))
+            if trouble == "other":
+                self.say("another process changes the zone")
+                await self._change_unseen(rng.choice(self.members), rng.randint(1, 2))
+            elif trouble == "disk":
                 self.say("disk full")
                 self.store.is_broken = True
                 await asyncio.sleep(rng.uniform(0.5, 60.0))
@@ -737,17 +747,55 @@ class Fleet:
                 await asyncio.sleep(rng.uniform(1.0, 900.0))
                 self.clock.step_wall(-seconds)
             else:
+                member = rng.choice(self.members)
+                self._toggle(member)
                 await asyncio.sleep(rng.uniform(0.0, 3.0))
                 self.say(trouble)
                 await (self.kill_server() if trouble == "kill" else self.stop_server())
-                if rng.random() < 0.3:
-                    await self._change_unseen()
+                await self._change_unseen(member, rng.choice((0, 1, 2)))
                 await asyncio.sleep(rng.uniform(0.1, rng.choice((2.0, 900.0))))
                 await self.start_server()
                 self.counts["restarts"] += 1
 
-    async def _change_unseen(self) -> None:
-        """While the server is down others change the zone: nothing here, see `test_survival.py`."""
+    def _ghost(self, member: "Member") -> tuple[StoredRR, bytes]:
+        """A record that comes and goes at a name where nothing else ever happens, and the zone it is in."""
+        ghost = StoredRR(b"\x04news" + member.domain, Type.TXT, 120, b"\x05ghost", None)
+        self.truth.told_until[row_key(ghost)] = math.inf
+        return ghost, member.domain if member.is_private else from_text(ZONE)
+
+    async def _change_unseen(self, member: "Member", times: int) -> None:
+        """Another process puts the record there, or takes it away, or both."""
+        ghost, zone = self._ghost(member)
+        apex = fold(zone)
+        for _ in range(times):
+            row = next(row for row in await self.store.load_zones() if row.apex == apex)
+            is_there = row_key(ghost) in self.store._data.records[row.id]
+            puts, deletes = ((), (ghost,)) if is_there else ((ghost,), ())
+            commit = commit_of(row.id, row.serial, puts, deletes)
+            commit = replace(commit, changes=(replace(commit.changes[0], apex=apex),))
+            await MemoryStore(self.store._shared).commit([commit])
+            self.counts["unseen changes"] += 1
+
+    def _toggle(self, member: "Member") -> None:
+        """The operator does the same by an update, and does not wait for its reply."""
+        ghost, zone = self._ghost(member)
+        rclass = Class.NONE if self._holds(row_key(ghost)) else Class.IN
+        op = Item6(ghost.owner, ghost.rtype, rclass, 0 if rclass == Class.NONE else ghost.ttl, ghost.rdata)
+        question = Question(zone, Type.SOA, Class.IN)
+        wire = encode(self.rng.getrandbits(16), Opcode.UPDATE << 11, [question], (), [op])
+        self.air.to_server(OPERATOR, sign(wire, ADMIN, now=int(START_UNIX + self.now))[0])
+
+    async def _operator(self) -> None:
+        """Now and then somebody changes his mind several times in a row."""
+        rng = self.rng
+        while True:
+            is_finale = self.now > self.storm_ends - 300  # what goes wrong earlier may be mended by what follows
+            await asyncio.sleep(rng.expovariate(1 / (3 if is_finale else 600)))
+            member = rng.choice(self.members)
+            for _ in range(rng.randint(1, 6)):
+                if self.server is not None:
+                    self._toggle(member)
+                await asyncio.sleep(rng.uniform(0.05, 2.5))
 
     async def _ask_around(self) -> None:
         """A stranger asks for records around the moment at which they lapse."""
@@ -777,6 +825,8 @@ class Fleet:
             name = f"m{number:04d}"
             key = await add_member(self.store, name, private=is_private, now=int(self.clock.lease()), token=tokens)
             self.members.append(Member(from_text(f"{name}.{ZONE}"), key, is_private=is_private))
+        async with self.store.transaction() as transaction:
+            await transaction.add_key(KeyRow(ADMIN, None, int(self.clock.lease())))
         assert self.server is not None
         await self.server.reload()
         await asyncio.sleep(5)
@@ -788,20 +838,29 @@ class Fleet:
 
     async def storm(self, seconds: float) -> None:
         self.log.clear()
+        self.storm_ends = self.now + seconds
         self.set_storm(True)
-        servers = asyncio.ensure_future(self._server_in_trouble())
-        others = [
-            asyncio.ensure_future(work) for work in (self._weather(), self._machines_in_trouble(), self._ask_around())
-        ]
+        servers = self.loop.create_task(self._server_in_trouble())
+        works = (self._weather(), self._machines_in_trouble(), self._ask_around(), self._operator())
+        others = [self.loop.create_task(work) for work in works]
         await asyncio.sleep(seconds)
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await _end(others)
         self.set_storm(False)
         while self.server is None or self.store.is_broken or self.clock.unix() != int(START_UNIX + self.now):
             await asyncio.sleep(10)
-        servers.cancel()
-        await asyncio.gather(servers, return_exceptions=True)
+        await _end([servers])
+        if self.rng.random() < 0.5:  # a restart mends what was lost before: not always
+            await self._crash_after_events()
+
+    async def _crash_after_events(self) -> None:
+        """What watchers have just been told is undone while the server is down."""
+        for member in self.members:
+            self._toggle(member)
+        await asyncio.sleep(1.0)
+        await self.kill_server()
+        for member in self.members:
+            await self._change_unseen(member, 1)
+        await self.start_server()
 
     async def quiet(self) -> None:
         await asyncio.sleep(QUIET_SECONDS + 9000)  # whoever is down comes up, then all settles
@@ -821,8 +880,9 @@ class Fleet:
                     rrset = self._rrset(*place)
                     truths[place] = {(rrset.rtype, rdata) for rdata in rrset.rdatas} if rrset else set()
                 if not sub.is_live or sub.view != truths[place]:
-                    state = "" if sub.is_live else " (not established)"
-                    self.note(f"view of {sub.question}{state} at {machine.place}: {sub.view}, zone: {truths[place]}")
+                    lacks, has = truths[place] - sub.view, sub.view - truths[place]
+                    what = f"lacks {lacks}, has {has}" if sub.is_live else "not established"
+                    self.note(f"view of {sub.question} at {machine.place}: {what}")
             for owner, rtype, rdata in machine.records():
                 if not self._holds(RowKey(fold(owner), rtype, canonical(rtype, rdata))):
                     self.note(f"{owner!r} {rtype} is not published")
@@ -837,6 +897,15 @@ class Fleet:
                 assert node is not None
                 if any(0 < at < now - 2 for rrset in node.rrsets.values() for at in rrset.expires):
                     self.note(f"lapsed and still there: {key!r}")
+
+
+async def _end(tasks: "list[asyncio.Task[None]]") -> None:
+    """Cancel; whatever else ended one goes up."""
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 class Violated(AssertionError):

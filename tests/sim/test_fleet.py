@@ -1,0 +1,103 @@
+"""Many light machines around the real server (`fleet.py`), a few seeds of them; and proof that the checks bite.
+
+`make sim SEEDS=200` runs many at full size; `HOMING_FLEET_SEEDS=20 pytest tests/sim/test_fleet.py` some at this one.
+"""
+
+import os
+import re
+from contextlib import ExitStack
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from server.push.events import NOTHING, make_plan
+from server.push.llq_machine import LlqMachine
+from server.push.survival import Survival
+from server.store.api import Subscriptions
+from tests.sim import fleet
+
+SEEDS = int(os.environ.get("HOMING_FLEET_SEEDS", "2"))
+HOSTS = 100
+DAYS = 0.9
+
+
+@pytest.mark.parametrize("seed", range(1, 1 + SEEDS))
+def test_a_storm_and_its_quiet(seed: int) -> None:
+    counts = fleet.run(seed, HOSTS, DAYS)
+    for what in ("restored", "retransmissions", "events", "answers checked", "unseen changes"):
+        assert counts[what] > 0, what
+
+
+def test_the_same_seed_is_the_same_fleet() -> None:
+    assert fleet.run(7, 20, 0.4) == fleet.run(7, 20, 0.4)
+
+
+def _only_adds(name: bytes, rtype: int, sure: Any, maybe: Any, ttls: Any, zone: Any, room: int) -> Any:
+    return make_plan(name, rtype, sure & zone, maybe & zone, ttls, zone, room)
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+_acked, _restore, _widened = LlqMachine._acked, LlqMachine.restore, Survival._widened
+
+
+def _ack_without_merging(machine: LlqMachine, subscription: Any, now: float) -> None:
+    """What changed behind the outstanding event is forgotten."""
+    with patch.object(machine, "_make_due", _nothing):
+        _acked(machine, subscription, now)
+
+
+def _restore_as_current(machine: LlqMachine, saved: Any, *, now: float) -> bool:
+    """As if every client had heard of all that happened meanwhile."""
+    said = frozenset((rr.rtype, rr.rdata) for rr in machine._lookup(saved.question))
+    return _restore(machine, saved._replace(sure=said, maybe=said), now=now)
+
+
+async def _not_widened(survival: Survival, reader: Any, saved: Subscriptions) -> Any:
+    """As if nothing had happened between the last save and the crash."""
+    return await _widened(survival, reader, Subscriptions(saved.topics, saved.rows, {}))
+
+
+async def _keep_nothing(survival: Survival, reader: Any, saved: Subscriptions) -> Any:
+    return dict.fromkeys(await _widened(survival, reader, saved), (NOTHING, NOTHING))
+
+
+MUTATIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "events are not sent again": ({"server.push.llq_machine.LlqMachine._retry_due": _nothing}, "view of Question"),
+    "what changes behind an event is lost": (
+        {"server.push.llq_machine.LlqMachine._acked": _ack_without_merging},
+        "view of Question",
+    ),
+    "events tell no removals": ({"server.push.llq_machine.make_plan": _only_adds}, "view of Question"),
+    "a restart takes clients for informed": (
+        {"server.push.llq_machine.LlqMachine.restore": _restore_as_current},
+        "view of Question",
+    ),
+    "a restart trusts its last save": ({"server.push.survival.Survival._widened": _not_widened}, "view of Question"),
+    "a restart forgets what clients hold": (
+        {"server.push.survival.Survival._widened": _keep_nothing},
+        "view of Question",
+    ),
+    "leases do not lapse": ({"server.writer.lapse": _nothing}, "view of Question"),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_the_checks_bite(mutation: str) -> None:
+    """Some fleet of a few notices, and says what is wrong."""
+    replacements, complaint = MUTATIONS[mutation]
+    found = []
+    with ExitStack() as stack:
+        for target, replacement in replacements.items():
+            stack.enter_context(patch(target, replacement))
+        for seed in range(1, 9):
+            try:
+                fleet.run(seed, 60, 0.4)
+            except fleet.Violated as violated:
+                found.append(str(violated))
+                if re.search(complaint, found[-1]):
+                    return
+    pytest.fail(f"nobody noticed that {mutation}; noticed: {found}")
