@@ -68,14 +68,16 @@ class ExternalPorts:
         companion = self._holders.get((key.transport.companion, port))
         return companion is None or companion.host == key.host
 
+    def is_grantable(self, port: int) -> bool:
+        """Whether the bounds leave this port to clients."""
+        return self._limits.lowest_port <= port <= self._limits.highest_port and port not in self._reserved
+
     def is_allowed(
         self, wanted: Mapping, port: int, *, resting: bool = False, apart_from: Collection[Key] = ()
     ) -> bool:
         """Whether a client may have this port; one that rests for another client only if `resting` says so."""
-        limits = self._limits
         return (
-            limits.lowest_port <= port <= limits.highest_port
-            and port not in self._reserved
+            self.is_grantable(port)
             and self.is_free(wanted.key, port, apart_from=apart_from)
             and (resting or self._is_rested(wanted, port))
         )

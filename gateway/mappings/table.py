@@ -276,6 +276,10 @@ class MappingTable:
         if row is not None:
             self._drop(row, Change.DELETED, now=now)
 
+    def is_grantable(self, port: int) -> bool:
+        """Whether a client could ever get this external port, free or not."""
+        return self._ports.is_grantable(port)
+
     def grant(self, lifetime: int, origin: Origin) -> int:
         """The lifetime given for a requested one: never longer than asked, unless that is below the minimum."""
         limits = self._limits
