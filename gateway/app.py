@@ -22,6 +22,8 @@ from .backend.base import Backend
 from .backend.choice import backend_for
 from .config import Endpoint, GatewayConfig
 from .errors import InstallRefusedError, StartError, StoreError
+from .igd import ssdp
+from .igd.device import IgdDevice, Place, places
 from .interfaces import Addresses, InterfaceWatch
 from .lan import LanSide
 from .mappings import (
@@ -78,6 +80,8 @@ class Gateway:
         self._rate_limit = RateLimit(config.natpmp.requests_per_second)
         self._updates = MappingUpdates()
         self._pcp: PcpFrontEnd | None = None
+        self._igd: IgdDevice | None = None
+        self._moved_places: list[Place] | None = None
         self._lan = LanSide(config, self._receive, self.counters)
         self._interfaces: InterfaceWatch | None = None
         desk = OperatorDesk(config, self, self._system)
@@ -161,6 +165,8 @@ class Gateway:
         """What is open, for display: kind and endpoint."""
         metrics = self._services.metrics_endpoint
         found = [f"natpmp {endpoint}" for endpoint in self.natpmp_addresses]
+        if self._igd is not None:
+            found += [f"upnp {location}" for location in self._igd.locations]
         return found if metrics is None else [*found, f"metrics {metrics}"]
 
     def tallies(self) -> dict[str, Counter[str]]:
@@ -168,6 +174,8 @@ class Gateway:
         found = {"changes": self._changes, "gateway": self.counters, "natpmp": self._natpmp.counters}
         if self._pcp is not None:
             found["pcp"] = self._pcp.counters
+        if self._igd is not None:
+            found["igd"] = self._igd.counters
         found["backend"] = self._backend.counters
         return {part: counter.copy() for part, counter in found.items()}
 
@@ -202,6 +210,7 @@ class Gateway:
         self._lan.bind(addresses)
         own_ports = frozenset(
             {*(endpoint.port for endpoint in self.natpmp_addresses), config.natpmp.announce_to.port, config.lan.port}
+            | ({config.igd.port, ssdp.PORT} if config.igd.enabled else set())
         )
         self._table = MappingTable(
             config.limits.table_limits(own_ports),
@@ -211,6 +220,10 @@ class Gateway:
             now=now,
         )
         self._natpmp = NatPmpFrontEnd(self._table)
+        if config.igd.enabled:
+            self._igd = IgdDevice.of(
+                config, self._table, await self._device_uuid(), system=self._system, wake=self._wake.set
+            )
         if config.pcp.enabled:
             own = self._lan.addresses
             self._pcp = PcpFrontEnd(self._table, third_party=config.pcp.third_party, own_addresses=own)
@@ -224,6 +237,8 @@ class Gateway:
         if self._must_save:
             raise StartError(f"state file {config.state.file} cannot be written")
         self._lan.open()
+        if self._igd is not None:
+            await self._igd.start(self._igd_places(addresses))
         self._interfaces.start()
         await self._services.start()
         self._worker = loop.create_task(self._run(), name="gateway")
@@ -258,6 +273,8 @@ class Gateway:
         if self._interfaces is not None:
             self._interfaces.stop()
             self._interfaces = None
+        if self._igd is not None:
+            await self._igd.stop()
         self._lan.close()
         await self._backend.stop()
         if self._state is not None:
@@ -271,10 +288,21 @@ class Gateway:
 
     def _interfaces_changed(self, addresses: Addresses) -> None:
         self._lan.update(addresses, now=self._system.monotonic())
+        self._moved_places = self._igd_places(addresses)
         interface = self._config.followed_interface
         if interface is not None:
             self._address_found(pick(addresses, interface, self._table.external_address))
         self._wake.set()
+
+    def _igd_places(self, addresses: Addresses) -> list[Place]:
+        return places(addresses, self._lan.addresses, self._config.external_interface)
+
+    async def _device_uuid(self) -> str:
+        assert self._state is not None
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._state.device_uuid)
+        except StoreError as error:
+            raise StartError(str(error)) from None
 
     def _address_found(self, address: str | None) -> None:
         """Move to what a source told. An address that the back end cannot use is none."""
@@ -350,6 +378,9 @@ class Gateway:
             await self._check_clocks(now)
         self._announce()
         self._send_updates()
+        moved, self._moved_places = self._moved_places, None
+        if moved is not None and self._igd is not None:
+            await self._igd.follow(moved)
 
     def _seconds_to_deadline(self) -> float:
         deadlines = (
@@ -405,6 +436,8 @@ class Gateway:
             self._send_answer(answer)
         for event in events:
             self._tell(event)
+        if self._igd is not None and events:
+            self._igd.changed(with_address=any(isinstance(event, AddressEvent) for event in events))
 
     def _install(self, install: Install) -> None:
         try:
@@ -424,6 +457,12 @@ class Gateway:
         ticket = answer.ticket
         if isinstance(ticket, OperatorTicket):
             ticket.resolve(answer)
+            return
+        if isinstance(ticket, asyncio.Future):
+            if not ticket.done():
+                ticket.set_result(answer)
+            return
+        if ticket is None:
             return
         assert isinstance(ticket, MapTicket | PcpTicket)
         now = self._system.monotonic()

@@ -9,6 +9,8 @@ listen = ["192.168.1.1:5351"]
 interfaces = ["br-lan"]  # instead of listen, or beside it
 [pcp]
 third_party = false
+[igd]
+enabled = true
 [external]
 interface = "eth0"  # or address = "203.0.113.7", or command = ["..."]
 [state]
@@ -101,6 +103,19 @@ class PcpSection(_Section):
     """Off, requests of version 2 are refused as RFC 6886 §3.5 says, and clients go on to NAT-PMP."""
     third_party: bool = False
     """Whether a host may map ports for another one (THIRD_PARTY, RFC 6887 §13.1)."""
+
+
+class IgdSection(_Section):
+    """`[igd]`: UPnP InternetGatewayDevice, on the same internal addresses."""
+
+    enabled: bool = False
+    """Off, nothing of UPnP is opened or announced. Consoles and older programs know no other protocol."""
+    version: Literal[1, 2] = 1
+    """Some programs fail with version 2."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 2869
+    """Of HTTP; 0 takes a free one with each start."""
+    show_all: bool = False
+    """Whether a host sees the mappings of others, too."""
 
 
 class ExternalSection(_Section):
@@ -224,6 +239,7 @@ class GatewayConfig(_Section):
     natpmp: NatPmpSection = NatPmpSection()
     lan: LanSection = LanSection()
     pcp: PcpSection = PcpSection()
+    igd: IgdSection = IgdSection()
     external: ExternalSection = ExternalSection()
     limits: LimitsSection = LimitsSection()
     state: StateSection

@@ -12,6 +12,7 @@ mappings only, whoever made them. Answers are known at once, or when the table a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address
@@ -375,8 +376,8 @@ def _described(mapping: PortMapping) -> str:
 
 
 def _lease(mapping: PortMapping, now: float) -> int:
-    """Whole seconds left; 0 for a static mapping, which is there for ever."""
-    return 0 if mapping.expires_at is None else max(1, int(mapping.expires_at - now))
+    """Whole seconds left, rounded up; 0 for a static mapping, which is there for ever."""
+    return 0 if mapping.expires_at is None else max(1, math.ceil(mapping.expires_at - now))
 
 
 def _must_be_wildcard(remote_host: str, code: ErrorCode) -> None:

@@ -18,9 +18,10 @@ from typing import Final
 
 import structlog
 
+from gateway.config import GatewayConfig
 from gateway.errors import StartError
 from gateway.interfaces import Addresses
-from gateway.mappings import Answer
+from gateway.mappings import Answer, MappingTable
 from gateway.ratelimit import RateLimit
 from gateway.system import System
 
@@ -111,6 +112,28 @@ class IgdDevice:
         self._event_timer: asyncio.TimerHandle | None = None
         self._answers: set[asyncio.TimerHandle] = set()
 
+    @classmethod
+    def of(
+        cls, config: GatewayConfig, table: MappingTable, device_uuid: str, *, system: System, wake: Callable[[], None]
+    ) -> IgdDevice:
+        """The device of a configuration, not started yet."""
+        tree = DeviceTree(device_uuid, config.igd.version)
+        actions = Actions(
+            table,
+            tree,
+            show_all=config.igd.show_all,
+            traffic=lambda: read_traffic(config.external_interface),
+            now=system.monotonic(),
+        )
+        return cls(
+            actions,
+            tree,
+            port=config.igd.port,
+            requests_per_second=config.natpmp.requests_per_second,
+            system=system,
+            wake=wake,
+        )
+
     # -- life ------------------------------------------------------------------------------------------------------
 
     async def start(self, wanted: list[Place]) -> None:
@@ -156,14 +179,11 @@ class IgdDevice:
         """Addresses and ports of HTTP."""
         return [spot.location for spot in self._spots.values()]
 
-    def changed(self) -> None:
-        """Mappings or the external address changed: have subscribers told soon."""
+    def changed(self, *, with_address: bool) -> None:
+        """Mappings, or the external address as well, changed: have subscribers told soon."""
         self._actions.update_id += 1
-        self._plan_events(EVENT_GAP_SECONDS)
-
-    def address_changed(self) -> None:
-        """The external address is another one, or gone."""
-        self._actions.note_address(self._system.monotonic())
+        if with_address:
+            self._actions.note_address(self._system.monotonic())
         self._plan_events(EVENT_GAP_SECONDS)
 
     async def _open(self, place: Place) -> None:

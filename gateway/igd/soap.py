@@ -139,8 +139,13 @@ def _arguments(element: Element) -> dict[str, str]:
 
 def write_answer(call: Call, values: Mapping[str, str]) -> bytes:
     """The answer to a call, values in order."""
-    content = "".join(f"<{name}>{escape_text(value)}</{name}>" for name, value in values.items())
+    content = "".join(f"<{name}>{_written(name, value)}</{name}>" for name, value in values.items())
     return _envelope(f'<u:{call.action}Response xmlns:u="{call.service_type}">{content}</u:{call.action}Response>')
+
+
+def _written(name: str, value: str) -> str:
+    """A value; the XML in a listing is set off as a whole, for there are clients that do not read it otherwise."""
+    return f"<![CDATA[{value}]]>" if name == "NewPortListing" else escape_text(value)
 
 
 def write_fault(code: ErrorCode) -> bytes:
