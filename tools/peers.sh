@@ -11,6 +11,7 @@ need kdig knot-dnsutils
 need knsupdate knot-dnsutils
 need natpmpc natpmpc
 need miniupnpd miniupnpd-nftables
+need upnpc miniupnpc
 need dnsperf dnsperf
 need named bind9
 need knotd knot

@@ -371,8 +371,8 @@ def _list_entry(mapping: PortMapping, now: float) -> str:
 
 
 def _described(mapping: PortMapping) -> str:
-    names = {Origin.NATPMP: "NAT-PMP", Origin.PCP: "PCP", Origin.STATIC: "static", Origin.IGD: ""}
-    return mapping.description or names[mapping.origin]
+    names = {Origin.NATPMP: "NAT-PMP", Origin.PCP: "PCP", Origin.STATIC: "static", Origin.OPERATOR: "by the owner"}
+    return mapping.description or names.get(mapping.origin, "")
 
 
 def _lease(mapping: PortMapping, now: float) -> int:

@@ -153,14 +153,14 @@ class IgdDevice:
             return
         for place in [place for place in self._spots if place not in wanted]:
             await self._close(place, byebye=False)
-        for place in wanted:
-            if place in self._spots:
-                continue
+        new = [place for place in wanted if place not in self._spots]
+        for place in new:
             try:
                 await self._open(place)
             except OSError as error:
                 self._log.warning("UPnP not possible there", address=place.host, reason=error.strerror or str(error))
-        self._announce_for(ALIVE_COPIES, byebye=False)
+        if new:
+            self._announce_for(ALIVE_COPIES, byebye=False)
 
     async def stop(self) -> None:
         """Say goodbye and close."""
