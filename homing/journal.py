@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from homing.master_file import record_text
-from homing.rdata_text import type_name
 from protocol.constants import Type
 from protocol.name import fold, is_at_or_below, to_text
 from protocol.rdata import canonical, soa_with_serial
 from protocol.serial import next_serial
+from server.change_text import soa_described, told
 from server.members import OPERATOR
+from server.rdata_text import type_name
 from server.store.api import JournalRow, Reader, ZoneRow
 from server.zone.draft import Draft, commit_of
 from server.zone.model import RR, Change, RowKey, StoredRR, ZoneCommit
@@ -46,25 +47,6 @@ def enclosing(zones: Iterable[ZoneRow], key: bytes) -> ZoneRow | None:
     return max(
         (zone for zone in zones if is_at_or_below(key, zone.apex)), key=lambda zone: len(zone.apex), default=None
     )
-
-
-def told(change: Change) -> tuple[list[RR], list[RR]]:
-    """What a step took away and put, without the SOA where only its serial moved."""
-    removed, added = list(change.removed), list(change.added)
-    before, after = _soa(change.removed), _soa(change.added)
-    if before is not None and after is not None and _described(before) == _described(after):
-        removed.remove(before)
-        added.remove(after)
-    return removed, added
-
-
-def _soa(records: Iterable[RR]) -> RR | None:
-    return next((rr for rr in records if rr.rtype == Type.SOA), None)
-
-
-def _described(soa: RR) -> tuple[int, bytes]:
-    """An SOA but for its serial."""
-    return soa.ttl, soa_with_serial(soa.rdata, 0)
 
 
 class Past(NamedTuple):
@@ -171,7 +153,7 @@ async def plan_undo(reader: Reader, zone: ZoneRow, entry_id: int, *, now: int) -
             sets.setdefault((fold(rr.owner), rr.rtype), ([], []))[index].append(rr)
     for (key, rtype), (come, go) in sets.items():
         if rtype == Type.SOA:
-            draft.soa_ttl, draft.soa_template = _described(come[0])
+            draft.soa_ttl, draft.soa_template = soa_described(come[0])
         else:
             _restore(draft, key, rtype, come, go)
     for key, _ in sets:

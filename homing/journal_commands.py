@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 
@@ -24,13 +24,12 @@ from homing.journal import (
     plan_undo,
     read_history,
     rr_text,
-    told,
 )
 from homing.options import Config
-from homing.rdata_text import rdata_text, type_name
 from homing.running import SIGNALS, OperationError
 from homing.zone_import import changeable_row, zone_row
 from protocol.name import fold, from_text, is_at_or_below, to_text
+from server.change_text import change_json, rr_json, time_text, told
 from server.members import read_service
 from server.store.api import Reader, Store
 from server.zone.model import RR, Actor, Change
@@ -91,8 +90,8 @@ def _print_history(found: NameHistory, as_json: bool) -> None:
     now = common._now()
     live = [row for row in found.present if row.expires_at is None or row.expires_at > now]
     if as_json:
-        changes = [_change_json(past.change, past.removed, past.added) for past in found.steps]
-        records = [{**_rr_json(RR(*row[:4])), "expires_at": _expiry(row.expires_at)} for row in live]
+        changes = [change_json(past.change, past.removed, past.added) for past in found.steps]
+        records = [{**rr_json(RR(*row[:4])), "expires_at": _expiry(row.expires_at)} for row in live]
         return common._print_json(
             {"name": to_text(found.key), "zone": to_text(found.zone.apex), "changes": changes, "now": records}
         )
@@ -111,18 +110,18 @@ def _print_then(found: NameHistory, moment: int, as_json: bool) -> None:
     try:
         records = as_of(found, moment)
     except ValueError:
-        begins = "is empty" if found.begins_at is None else f"begins at {common._time(found.begins_at)}"
+        begins = "is empty" if found.begins_at is None else f"begins at {time_text(found.begins_at)}"
         raise OperationError(f"the journal of {to_text(found.zone.apex)} {begins}") from None
     if as_json:
         return common._print_json(
             {
                 "name": to_text(found.key),
                 "zone": to_text(found.zone.apex),
-                "at": common._time(moment),
-                "records": list(map(_rr_json, records)),
+                "at": time_text(moment),
+                "records": list(map(rr_json, records)),
             }
         )
-    typer.echo(f"{common._time(moment)}: {'' if records else 'no records'}".rstrip())
+    typer.echo(f"{time_text(moment)}: {'' if records else 'no records'}".rstrip())
     for rr in records:
         typer.echo(f"  {rr_text(rr)}")
     return None
@@ -260,7 +259,7 @@ async def _id_before(reader: Reader, apex: bytes, since: int) -> int:
 def _print_committed(change: Change, as_json: bool) -> None:
     if not as_json:
         return _print_change(change, *told(change))
-    line = {"zone": to_text(change.apex), **_change_json(change, *told(change))}
+    line = {"zone": to_text(change.apex), **change_json(change, *told(change))}
     return typer.echo(json.dumps(line))
 
 
@@ -269,7 +268,7 @@ def _print_committed(change: Change, as_json: bool) -> None:
 
 def _print_change(change: Change, removed: Iterable[RR], added: Iterable[RR]) -> None:
     typer.echo(
-        f"{common._time(change.at)} {to_text(change.apex)} serial {change.serial_from} to {change.serial_to}, "
+        f"{time_text(change.at)} {to_text(change.apex)} serial {change.serial_from} to {change.serial_to}, "
         f"{_actor_text(change.actor)}"
     )
     for rr in removed:
@@ -282,28 +281,8 @@ def _actor_text(actor: Actor) -> str:
     return actor.kind + (f" by {actor.key}" if actor.key else "") + (f" from {actor.peer}" if actor.peer else "")
 
 
-def _change_json(change: Change, removed: Iterable[RR], added: Iterable[RR]) -> dict[str, Any]:
-    return {
-        "serial_from": change.serial_from,
-        "serial_to": change.serial_to,
-        "at": common._time(change.at),
-        "actor": change.actor._asdict(),
-        "removed": list(map(_rr_json, removed)),
-        "added": list(map(_rr_json, added)),
-    }
-
-
-def _rr_json(rr: RR) -> dict[str, Any]:
-    return {
-        "owner": to_text(rr.owner),
-        "ttl": rr.ttl,
-        "type": type_name(rr.rtype),
-        "data": rdata_text(rr.rtype, rr.rdata),
-    }
-
-
 def _expiry(at: int | None) -> str | None:
-    return None if at is None else common._time(at)
+    return None if at is None else time_text(at)
 
 
 def _apex(name: str) -> bytes:

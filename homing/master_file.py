@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, Final, NamedTuple
 
-from homing.rdata_text import is_seconds, name_from, rdata_from, rdata_text, seconds, type_name, type_number
 from protocol.constants import Type, is_meta_type
 from protocol.name import fold, is_at_or_below, to_text
 from protocol.rdata import soa_minimum
+from server.rdata_text import is_seconds, name_from, rdata_from, rdata_text, seconds, type_name, type_number
 from server.zone.model import RR
 from server.zone.update import MAX_RDATA_OCTETS
 

@@ -93,6 +93,11 @@ def lines(facts: Facts) -> Iterator[str]:
     yield f"LLQs         {facts['llq']['subscriptions']}"
     streams = ", ".join(f"{number} {kind}" for kind, number in sorted(facts["streams"].items()))
     yield f"connections  {streams or 'none'}"
+    webhook = facts["webhook"]
+    if webhook is not None:
+        failing = webhook["failing_since"]
+        state = "taken" if failing is None else f"NOT TAKEN for {_span(now - failing)}: {webhook['error']}"
+        yield f"webhook      told up to journal entry {webhook['told']}, {state}"
     yield ""
     yield f"{'':<16} {'a second':>10} {'since start':>12}"
     for name in _TOTALS:

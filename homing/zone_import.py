@@ -17,7 +17,6 @@ from types import TracebackType
 from typing import BinaryIO, Final, NamedTuple
 
 from homing.master_file import Parser, Problem, Record, bounded_lines, record_text
-from homing.rdata_text import type_name
 from protocol.constants import Type
 from protocol.name import fold, to_text
 from protocol.rdata import canonical, soa_serial, soa_with_serial
@@ -26,6 +25,7 @@ from server import kdf
 from server.catalog import CATALOG
 from server.discovery import domain_records, service_records
 from server.members import Service
+from server.rdata_text import type_name
 from server.store.api import Reader, Transaction, ZoneRow
 from server.store.packing import order_key, pack_rrs, stored_rdata_key, unpack_rrs
 from server.zone.model import RR, Actor, Change, RowKey, StoredRR, ZoneCommit

@@ -18,7 +18,7 @@ from server.cookies import Cookies, read_secrets
 from server.dispatch import Dispatcher
 from server.fastpath import FastPath
 from server.guard import Guard
-from server.keyring import Keyring, principal_of
+from server.keyring import Keyring, Principal, principal_of
 from server.members import ensure_service_zone
 from server.metrics import Metrics
 from server.monitor import Monitor
@@ -39,7 +39,10 @@ from server.transfer.notify import Notifier
 from server.transfer.service import TransferService
 from server.transport.stream import StreamLimits, StreamServer
 from server.transport.udp import UdpListener, open_udp
-from server.writer import Writer, load_zone
+from server.webhook.message import Refused, read_secret
+from server.webhook.post import Poster, PostError
+from server.webhook.service import WebhookService
+from server.writer import Outcome, Writer, load_zone
 from server.zone.leases import LeaseQueue
 from server.zone.model import Change
 from server.zone.zone import Zone, Zones
@@ -119,6 +122,7 @@ class Server:
         self.monitor = Monitor(self.metrics, unready=lambda: self._unready, status=self.status)
         share = settings.log.queries
         self.queries = QueryLog(share, clock=self.clock, entropy=self.entropy) if share else None
+        self.webhook: WebhookService | None = None
         self.store: Store
         self.writer: Writer
         self.push: PushService
@@ -137,12 +141,15 @@ class Server:
         settings = self.settings
         tls = self._tls_context()
         cookie_secrets = read_cookie_secrets(settings.dns)
+        poster = self._webhook_poster()
         await self._listen_metrics()
         try:
             self.store = await SqlStore.open(settings.database.url, settings.database.master_key_file)
             generation = await self.store.generation()
         except StoreError as error:
             raise StartError(str(error)) from None
+        if poster is not None:
+            self.webhook = self._webhook(*poster)
         self.push = PushService(
             settings.llq,
             zones=self.zones,
@@ -205,6 +212,7 @@ class Server:
             guard=self.guard,
             idle_seconds=lambda: self.settings.dns.tcp_idle_seconds,
             dso=self.dso,
+            on_refused=self._refused,
         )
         self._raise_guard(settings.dns, cookie_secrets)
         dns = settings.dns
@@ -227,6 +235,8 @@ class Server:
         await self._listen_control()
         self.transfers.begin()
         self.push.begin()
+        if self.webhook is not None:
+            self._spawn("webhook", self.webhook.run())
         self._spawn("writer", self.writer.run())
         self._spawn("follow", self._follow(generation))
         self._spawn("key use", self._write_key_use())
@@ -266,6 +276,8 @@ class Server:
             listener.pause()
         if hasattr(self, "writer"):
             self.writer.stop()
+        if self.webhook is not None:
+            self.webhook.stop()
         for task in self._tasks:
             try:
                 async with asyncio.timeout(STOP_SECONDS):
@@ -418,6 +430,8 @@ class Server:
             if row.is_valid(unix) and (row.member_id is None or row.member_id in members)
         ]
         self.keyring.replace(principal_of(row, members, self.policy) for row in rows)
+        if self.webhook is not None:
+            self.webhook.keys(rows)
         self._rules = {row.key.name: row.rules for row in rows if row.rules}
         self.writer.keys_changed()
         after = self.keyring.keys()
@@ -484,6 +498,41 @@ class Server:
             return False
         return True
 
+    def _webhook_poster(self) -> tuple[Poster, bytes] | None:
+        """What the webhook needs from outside, looked for before anything else starts."""
+        settings = self.settings.webhook
+        if settings.url is None or settings.secret_file is None:
+            return None
+        try:
+            secret = read_secret(settings.secret_file.read_text())
+            poster = Poster(settings.url, settings.ca_file)
+        except OSError as error:
+            raise StartError(f"cannot read {settings.secret_file}: {_plain(error)}") from None
+        except ValueError as error:
+            raise StartError(f"{settings.secret_file} {error}") from None
+        except PostError as error:
+            raise StartError(str(error)) from None
+        if settings.url.startswith("http:"):
+            log.warning("webhook over http: what it tells can be read on the way", url=settings.url)
+        return poster, secret
+
+    def _webhook(self, poster: Poster, secret: bytes) -> WebhookService:
+        return WebhookService(
+            self.settings.webhook,
+            secret,
+            store=self.store,
+            zones=self.zones,
+            clock=self.clock,
+            entropy=self.entropy,
+            metrics=self.metrics,
+            post=poster,
+        )
+
+    def _refused(self, zone: bytes | None, peer: Peer, principal: Principal, outcome: Outcome) -> None:
+        if self.webhook is not None:
+            at, who = self.clock.unix(), f"{peer.address}#{peer.port}"
+            self.webhook.refused(Refused(at, zone, principal.key.name, who, outcome.rcode, outcome.reason))
+
     async def _listen_metrics(self) -> None:
         """First of all, so that those who watch see a start that takes long."""
         if self.settings.metrics.listen:
@@ -518,6 +567,7 @@ class Server:
             started_at=self._started_at,
             now=int(self.clock.lease()),
             unready=self._unready,
+            webhook=None if self.webhook is None else self.webhook.status(),
         )
 
     def _changed(self, change: Change) -> None:
@@ -525,6 +575,8 @@ class Server:
         self.push.publish(change)
         self.dso.publish(change)
         self.transfers.publish(change.apex)
+        if self.webhook is not None:
+            self.webhook.wake()
         if change.serial_to:
             self._changed_at[change.apex] = change.at
         else:

@@ -3,6 +3,7 @@
 import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -221,6 +222,36 @@ class MetricsSettings(_Section):
     listen: HostPort | None = None
 
 
+class WebhookSettings(_Section):
+    """Events told to a URL (docs/webhooks.md)."""
+
+    url: str | None = None
+    secret_file: Path | None = None
+    """`whsec_` and 24 to 64 octets in base64; signs every delivery."""
+    events: list[Literal["change", "lapse", "key", "refused"]] = ["change", "lapse", "key", "refused"]
+    private: bool = False
+    """Tell of changes in private members' zones, too."""
+    ca_file: Path | None = None
+    """Certificates to trust for https; the system's when not set."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "WebhookSettings":
+        if self.url is None:
+            return self
+        try:
+            parts = urlsplit(self.url)
+            usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            usable = None
+        if not usable:
+            raise ValueError("url is not of the form https://HOST/PATH or http://HOST/PATH")
+        if parts.username or parts.password:
+            raise ValueError("url must not hold a user or password: deliveries are signed with secret_file")
+        if self.secret_file is None:
+            raise ValueError("url needs secret_file")
+        return self
+
+
 class LogSettings(_Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     queries: float = Field(default=0.0, ge=0, le=1)
@@ -247,6 +278,7 @@ class ServerSettings(_Section):
     policy: PolicySettings = PolicySettings()
     metrics: MetricsSettings = MetricsSettings()
     control: ControlSettings = ControlSettings()
+    webhook: WebhookSettings = WebhookSettings()
     log: LogSettings = LogSettings()
 
     @model_validator(mode="after")

@@ -84,7 +84,9 @@ class Dispatcher:
         guard: Guard | None = None,
         idle_seconds: Callable[[], float] = lambda: 0.0,
         dso: DsoService | None = None,
+        on_refused: Callable[[bytes | None, Peer, Principal, Outcome], None] = lambda *_: None,
     ) -> None:
+        """`on_refused` hears of each signed update that came to nothing: zone, peer, whose it was, why."""
         self._zones = zones
         self._keyring = keyring
         self._writer = writer
@@ -114,6 +116,7 @@ class Dispatcher:
             log_update=self._log_update,
         )
         self._lines = LineBudget()
+        self._on_refused = on_refused
 
     def handle(self, wire: bytes, peer: Peer, send: Send) -> None:
         """Take one message. `send` is called once: with the reply, or with b"" when there is none to wait for."""
@@ -325,6 +328,8 @@ class Dispatcher:
 
         Anyone can send what no key signed, so that is told on the debug level only.
         """
+        if principal is not None and outcome.rcode != Rcode.NOERROR:
+            self._on_refused(zone, peer, principal, outcome)
         now = self._clock.monotonic()
         if not self._lines.take(now):
             return

@@ -186,6 +186,9 @@ class Metrics:
             "homing_transfers", "Zone transfers sent, by form: axfr, ixfr, current", ["form"], registry=registry
         )
         self.pruned = Counter("homing_journal_pruned", "Journal entries deleted for age or number", registry=registry)
+        self.webhooks = Counter(
+            "homing_webhook_deliveries", "Webhook deliveries, by result: taken, failed", ["result"], registry=registry
+        )
         self.change_count = self.transfer_count = 0  # of the two above, for the status
 
     def watch_zones(self, zones: Zones) -> None:

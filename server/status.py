@@ -27,6 +27,7 @@ def status(
     started_at: int,
     now: int,
     unready: str | None,
+    webhook: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Times are seconds since 1970. `totals` count since the start: two of them give rates."""
     due = leases.due_by(now + SOON_SECONDS)
@@ -51,6 +52,7 @@ def status(
         "llq": {"subscriptions": subscriptions},
         "streams": dict(streams),
         "totals": totals(metrics),
+        "webhook": webhook,
     }
 
 

@@ -7,11 +7,14 @@ else. Content of a zone changes only together with its serial, compared and set 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from protocol.tsig import Key
 from server.policy import Rule
 from server.zone.model import Change, StoredRR, ZoneCommit
+
+PRUNED: Final = "pruned"
+"""The meta value with the id up to which the journal was pruned; none before that was done."""
 
 
 class StoreError(Exception):

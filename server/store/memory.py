@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from server.policy import Rule
 from server.store.api import (
+    PRUNED,
     JournalRow,
     KeyRow,
     LeaseMoved,
@@ -276,7 +277,9 @@ class MemoryStore(MemoryReader):
             if row.change.at >= before and row.id > newest - keep:
                 break
             count += 1
-        del journal[:count]
+        if count:
+            self._data.meta[PRUNED] = str(journal[count - 1].id)
+            del journal[:count]
         return count
 
     async def remember(self, name: str, value: str) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from protocol.constants import type_text
 from server.policy import Rule
 from server.store import schema
-from server.store.api import KeyRow, LeaseMoved, StoreError, Superseded
+from server.store.api import PRUNED, KeyRow, LeaseMoved, StoreError, Superseded
 from server.store.packing import order_key, pack_rrs, stored_rdata_key
 from server.store.reading import SqlReader
 from server.store.sealing import Sealer
@@ -297,6 +297,7 @@ class SqlTransaction(SqlReader):
             last, count = row.id, count + 1
         if count:
             await self._connection.execute(delete(schema.change).where(change.id <= last))
+            await self.set_meta(PRUNED, str(last))
         return count
 
     async def touch_keys(self, used: Mapping[bytes, int]) -> None:

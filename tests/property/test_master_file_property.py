@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from homing import zone_import
 from homing.journal import as_of, entries, find_step, plan_undo, read_history
 from homing.master_file import Parser, Problem, Record, bounded_lines, record_text
-from homing.rdata_text import rdata_from, rdata_text, split_words
 from homing.zone_import import Problems, ZoneFile, compare, write
 from protocol.constants import Type, is_meta_type
 from protocol.errors import DecodeError
 from protocol.name import ROOT, fold, from_text
 from protocol.rdata import canonical, expand
+from server.rdata_text import rdata_from, rdata_text, split_words
 from server.store.api import ZoneRow
 from server.store.memory import MemoryStore
 from server.zone.model import RR, StoredRR

@@ -11,9 +11,9 @@ import dns.zone
 import pytest
 
 from homing.master_file import MAX_RECORD_OCTETS, Parser, Problem, Record, bounded_lines, record_text
-from homing.rdata_text import rdata_from, rdata_text, seconds, split_words, type_name, type_number
 from protocol.constants import Type
 from protocol.name import ROOT, from_text, to_text
+from server.rdata_text import rdata_from, rdata_text, seconds, split_words, type_name, type_number
 from server.zone.model import RR
 
 ZONE = "members.example."
