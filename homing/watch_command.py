@@ -22,12 +22,12 @@ from client_stub.watcher import Watcher, WatcherSettings, Way
 from homing.config_file import ConfigError
 from homing.key_files import read_key_file
 from homing.logs import configure_logging
-from homing.rdata_text import rdata_text, type_name, type_number
 from homing.running import SIGNALS, OperationError
 from protocol.constants import Class, is_meta_type
 from protocol.message import Question
 from protocol.name import from_text, to_text
 from protocol.tsig import Key
+from server.rdata_text import rdata_text, type_name, type_number
 
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
 DNS_PORT: Final = 53
