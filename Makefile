@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := $(VENV)/.peers
 
-.PHONY: help run install test check fmt bench clean lock coverage-table
+.PHONY: help run install test check fmt bench fuzz clean lock coverage-table
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -33,6 +33,9 @@ test: check $(PEERS)  ## check, then the whole suite, foreign programs included
 bench: $(STAMP)  ## benchmarks (never part of the tests)
 	sh tools/bench_peers.sh
 	$(BIN)/python -m bench $(ROWS)
+
+fuzz: $(STAMP)  ## fuzz decoding, the pipeline, streams: RUNS=1000000 SECONDS_EACH=0 TARGETS="decode pipeline streams"
+	RUNS="$(RUNS)" SECONDS_EACH="$(SECONDS_EACH)" TARGETS="$(TARGETS)" CORPUS="$(CORPUS)" sh tools/fuzz.sh $(VENV)
 
 fmt: $(STAMP)  ## format and mend what ruff can
 	$(BIN)/ruff format .

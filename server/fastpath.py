@@ -49,6 +49,7 @@ _AA_TC: Final = 0x06
 _IN: Final = b"\x00\x01"
 _OPT_HEAD: Final = b"\x00\x00\x29"
 _OPT_FIXED: Final = 11
+_SHORTEST_EDNS: Final = _NAME_AT + 5 + _OPT_FIXED  # a key: the root's name, QTYPE, QCLASS, an empty OPT
 _OPT_REPLIES: Final = (
     Opt(UDP_PAYLOAD, 0, 0, False).encode(),
     Opt(UDP_PAYLOAD, 0, 0, True).encode(),
@@ -271,6 +272,8 @@ class FastPath:
         else:
             return None
         plain = stem + b"\0\0"
+        if len(plain) < _SHORTEST_EDNS:
+            return None
         answer = self.ready.get(plain) or self.answer(plain)
         cookies = self.guard.cookies
         if cookies is None:

@@ -100,6 +100,14 @@ def test_cookies_and_padding_share_one_answer(core: FastCore) -> None:
     assert len(core) == 2
 
 
+@pytest.mark.parametrize("size", range(13, 60))
+def test_what_ends_like_a_cookie_and_is_no_query_is_left_to_the_dispatcher(core: FastCore, size: int) -> None:
+    """21 octets of this kind broke the whole batch that they came in."""
+    for cookie in (bytes.fromhex("000c 000a 0008") + bytes(8), bytes.fromhex("001c 000a 0018") + bytes(24)):
+        datagram = (bytes(size) + cookie)[-size:]
+        assert core.fast.find(datagram, bytes(4)) is None
+
+
 def test_what_only_the_dispatcher_can_answer_is_kept_apart_beside_a_cookie(core: FastCore) -> None:
     """It may have been cut to the room that a cookie leaves."""
     one, other = (Opt(1232, options=((EdnsOption.COOKIE, client),)) for client in (b"12345678", b"abcdefgh"))
