@@ -11,7 +11,8 @@ from protocol.name import fold, from_text
 from protocol.rdata import canonical
 from protocol.tsig import SHA256, Key
 from server.discovery import NameServer, default_host
-from server.members import Service, add_member, ensure_service_zone
+from server.members import add_member, ensure_service_zone
+from server.operation import Service
 from server.store.api import KeyRow
 from server.store.sql import SqlStore
 from server.zone.model import RowKey, ZoneCommit

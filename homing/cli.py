@@ -12,9 +12,10 @@ import typer
 from homing.config_file import ConfigError, effective, load, to_toml
 from homing.gateway_commands import gateway_app
 from homing.journal_commands import history, tail, undo
+from homing.key_commands import key_app
 from homing.lab_command import lab
 from homing.logs import configure_logging
-from homing.member_commands import key_app, member_app
+from homing.member_commands import member_app
 from homing.nat_commands import map_, natcheck
 from homing.options import Config, Level, LogLevel, bare_level, refuse_open_secrets
 from homing.running import OperationError, UntilAsked, run

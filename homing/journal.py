@@ -10,7 +10,7 @@ from protocol.name import fold, is_at_or_below, to_text
 from protocol.rdata import canonical, soa_with_serial
 from protocol.serial import next_serial
 from server.change_text import soa_described, told
-from server.members import OPERATOR
+from server.operation import OPERATOR
 from server.rdata_text import type_name
 from server.store.api import JournalRow, Reader, ZoneRow
 from server.zone.draft import Draft, commit_of

@@ -13,8 +13,9 @@ from typing import Annotated, Final
 
 import typer
 
-from homing import member_commands as common
+from homing.asking import confirm
 from homing.config_file import ConfigError
+from homing.database import settings_of, unix_now, with_store
 from homing.journal import (
     NameHistory,
     as_of,
@@ -26,11 +27,12 @@ from homing.journal import (
     rr_text,
 )
 from homing.options import Config
+from homing.printing import print_json
 from homing.running import SIGNALS, OperationError
 from homing.zone_import import changeable_row, zone_row
 from protocol.name import fold, from_text, is_at_or_below, to_text
 from server.change_text import change_json, rr_json, time_text, told
-from server.members import read_service
+from server.operation import read_service
 from server.store.api import Reader, Store
 from server.zone.model import RR, Actor, Change
 
@@ -63,7 +65,7 @@ def history(
       homing history mac.alice --at 2026-11-23T10:00:00Z --config /etc/homing/server.toml
     """
     moment = None if at is None else _moment(at)
-    settings = common._settings(config)
+    settings = settings_of(config)
 
     async def work(store: Store) -> NameHistory:
         async with store.reading() as reader:
@@ -73,7 +75,7 @@ def history(
                 raise ValueError(f"{to_text(key)} is in no zone of this database")
             return await read_history(reader, zone, key)
 
-    found = common._with_store(settings, work)
+    found = with_store(settings, work)
     if moment is None:
         _print_history(found, as_json)
     else:
@@ -87,12 +89,12 @@ async def _full_name(reader: Reader, text: str) -> bytes:
 
 
 def _print_history(found: NameHistory, as_json: bool) -> None:
-    now = common._now()
+    now = unix_now()
     live = [row for row in found.present if row.expires_at is None or row.expires_at > now]
     if as_json:
         changes = [change_json(past.change, past.removed, past.added) for past in found.steps]
         records = [{**rr_json(RR(*row[:4])), "expires_at": _expiry(row.expires_at)} for row in live]
-        return common._print_json(
+        return print_json(
             {"name": to_text(found.key), "zone": to_text(found.zone.apex), "changes": changes, "now": records}
         )
     for past in found.steps:
@@ -113,7 +115,7 @@ def _print_then(found: NameHistory, moment: int, as_json: bool) -> None:
         begins = "is empty" if found.begins_at is None else f"begins at {time_text(found.begins_at)}"
         raise OperationError(f"the journal of {to_text(found.zone.apex)} {begins}") from None
     if as_json:
-        return common._print_json(
+        return print_json(
             {
                 "name": to_text(found.key),
                 "zone": to_text(found.zone.apex),
@@ -159,34 +161,27 @@ def undo(
       homing history mac.alice --config /etc/homing/server.toml
       homing undo 1795435731 --config /etc/homing/server.toml
     """
-    settings = common._settings(config)
+    settings = settings_of(config)
     apex = _apex(zone or settings.zone.name)
 
     async def work(store: Store) -> tuple[int, int]:
         async with store.reading() as reader:
             row = await changeable_row(reader, apex)
-            shown = await plan_undo(reader, row, await find_step(reader, row, serial), now=common._now())
+            shown = await plan_undo(reader, row, await find_step(reader, row, serial), now=unix_now())
         for line in shown.lines:
             typer.echo(line)
         if not yes:
-            _confirm()
+            confirm("Undo this?", "nothing was undone")
         async with store.transaction() as transaction:
             row = await changeable_row(transaction, apex)  # others may have gone on while this one was looked at
-            agreed = await plan_undo(transaction, row, shown.entry, now=common._now())
+            agreed = await plan_undo(transaction, row, shown.entry, now=unix_now())
             if agreed.lines != shown.lines:
                 raise ValueError("the zone changed meanwhile: look again")
             await transaction.apply([agreed.commit])
         return agreed.commit.serial_from, agreed.commit.serial_to
 
-    before, after = common._with_store(settings, work)
+    before, after = with_store(settings, work)
     typer.echo(f"Undone: {to_text(apex)} went from serial {before} to {after}")
-
-
-def _confirm() -> None:
-    if not sys.stdin.isatty():
-        raise ConfigError("there is no terminal to ask on: say --yes")
-    if not typer.confirm("Undo this?", err=True):
-        raise OperationError("nothing was undone")
 
 
 # --- tail ---
@@ -212,9 +207,9 @@ def tail(
     """
     if since is not None and zone is None:
         raise ConfigError("--since needs --zone: a serial is one zone's")
-    settings = common._settings(config)
+    settings = settings_of(config)
     apex = None if zone is None else _apex(zone)
-    common._with_store(settings, lambda store: _tail(store, apex, since, as_json))
+    with_store(settings, lambda store: _tail(store, apex, since, as_json))
 
 
 async def _tail(store: Store, apex: bytes | None, since: int | None, as_json: bool) -> None:

@@ -15,8 +15,8 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from protocol.name import fold, from_text
-from protocol.tsig import Key, algorithm_from_text
+from protocol.name import fold, from_text, to_text
+from protocol.tsig import MD5, Key, algorithm_from_text
 
 MAX_OCTETS: Final = 64 * 1024
 _COMMENT: Final = re.compile(r"/\*.*?\*/|(?://|#)[^\n]*", re.DOTALL)
@@ -88,3 +88,27 @@ def _key(name: str, fields: dict[str, str]) -> Key:
     if not secret:
         raise ValueError(f"the secret of key {name} is empty")
     return Key(fold(from_text(name)), algorithm_from_text(fields["algorithm"]), secret)
+
+
+def key_json(key: Key) -> dict[str, str]:
+    """Name, algorithm and secret in base64, as `--json` prints them."""
+    algorithm = "hmac-md5" if key.algorithm is MD5 else key.algorithm.text  # tools know MD5 by its short name
+    return {"name": to_text(key.name), "algorithm": algorithm, "secret": base64.b64encode(key.secret).decode()}
+
+
+def bind_text(key: Key) -> str:
+    """The key as BIND's tools read it from a file (`nsupdate -k`, `dig -k`), and named from an include."""
+    text = key_json(key)
+    return f'key "{text["name"]}" {{\n\talgorithm {text["algorithm"]};\n\tsecret "{text["secret"]}";\n}};\n'
+
+
+def knot_text(key: Key) -> str:
+    """The key as Knot DNS reads it from an include (`keymgr -t` prints it so)."""
+    text = key_json(key)
+    return f"key:\n  - id: {text['name']}\n    algorithm: {text['algorithm']}\n    secret: {text['secret']}\n"
+
+
+def nsupdate_line(key: Key) -> str:
+    """The command that uses the key at once."""
+    text = key_json(key)
+    return f"nsupdate -y {text['algorithm']}:{text['name']}:{text['secret']}"

@@ -22,13 +22,15 @@ from gateway.config import GatewayConfig
 from gateway.errors import InstallRefusedError
 from gateway.views import AddressEvent, Event, MappingEvent
 from homing.certificates import CertificateFiles, ensure_certificates
+from homing.key_files import key_json
 from homing.lab_ports import LabPorts, lab_ports
 from homing.lab_view import LabPicture, MachineRow, MappingRow, TunnelRow
 from protocol.name import from_text, to_text
 from protocol.tsig import Key
 from server.app import Server
 from server.config import ServerSettings
-from server.members import add_member, ensure_admin_key, key_json
+from server.keys import ensure_admin_key
+from server.members import add_member
 from server.zone.model import Change
 
 ZONE: Final = "members.example."

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from homing import member_commands as common
 from homing.config_file import ConfigError
 from homing.control import ask
+from homing.database import settings_of
 from homing.options import Config
 
 SAMPLE_SECONDS: Final = 1.0
@@ -36,7 +36,7 @@ def status(
     """
     from server.service_settings import control_socket
 
-    path = control_socket(common._settings(config))
+    path = control_socket(settings_of(config))
     if path is None:
         raise ConfigError(f"{config}: [control] socket is not set, and the database is no file to put one beside")
     before = ask(path, "/status")

@@ -12,10 +12,12 @@ from typing import Annotated, Any, BinaryIO, Final
 
 import typer
 
-from homing import member_commands as common
+from homing.asking import confirm
 from homing.config_file import ConfigError
+from homing.database import ensure_zone, settings_of, unix_now, with_store
 from homing.master_file import record_text
 from homing.options import Config
+from homing.printing import print_json
 from homing.running import OperationError
 from homing.zone_import import (
     SAMPLE_LINES,
@@ -31,7 +33,7 @@ from homing.zone_import import (
 from protocol.constants import Type
 from protocol.name import fold, from_text, to_text
 from protocol.rdata import soa_with_serial
-from server.members import read_service
+from server.operation import read_service
 from server.store.api import Store, Superseded
 
 Advance = Callable[[int], None]
@@ -74,9 +76,9 @@ def export_zone(
       homing zone export --config /etc/homing/server.toml
       homing zone export members.zone --config /etc/homing/server.toml
     """
-    settings = common._settings(config)
+    settings = settings_of(config)
     apex = _apex(zone or settings.zone.name)
-    now = common._now()
+    now = unix_now()
 
     async def work(store: Store) -> None:
         async with store.reading() as reader:
@@ -90,7 +92,7 @@ def export_zone(
                             put(record_text(found.owner, found.ttl, found.rtype, found.rdata) + "\n")
                         advance(len(rows))
 
-    common._with_store(settings, work)
+    with_store(settings, work)
 
 
 @zone_app.command("check")
@@ -110,9 +112,11 @@ def check_zone(
     Example:
       homing zone check members.zone --zone members.example.
     """
-    if zone is None and config is None:
-        raise ConfigError("say which zone the file is of: --zone NAME, or --config FILE")
-    apex = _apex(zone or common._settings(config).zone.name)
+    if zone is None:
+        if config is None:
+            raise ConfigError("say which zone the file is of: --zone NAME, or --config FILE")
+        zone = settings_of(config).zone.name
+    apex = _apex(zone)
     problems = Problems()
     with _read(file, apex, problems) as found:
         found.check(problems)
@@ -128,7 +132,7 @@ def diff_zone(file: File, config: Config, zone: Target = None) -> None:
     Example:
       homing zone diff members.zone --config /etc/homing/server.toml
     """
-    settings = common._settings(config)
+    settings = settings_of(config)
     apex = _apex(zone or settings.zone.name)
 
     async def work(store: Store) -> None:
@@ -140,7 +144,7 @@ def diff_zone(file: File, config: Config, zone: Target = None) -> None:
     problems = Problems()
     with _read(file, apex, problems) as found:
         _refuse(file, problems)
-        common._with_store(settings, work)
+        with_store(settings, work)
 
 
 @zone_app.command("import")
@@ -162,19 +166,19 @@ def import_zone(
       homing zone import members.zone --config /etc/homing/server.toml
       homing zone import members.zone --yes --json --config /etc/homing/server.toml
     """
-    settings = common._settings(config)
+    settings = settings_of(config)
     apex = _apex(zone or settings.zone.name)
     problems = Problems()
 
     async def work(store: Store) -> dict[str, Any]:
-        await common._ensure_zone(store, settings)
+        await ensure_zone(store, settings)
         return await _import(store, found, apex, file, is_quiet=as_json, yes=yes)
 
     with _read(file, apex, problems) as found:
         _refuse(file, problems)
-        done = common._with_store(settings, work)
+        done = with_store(settings, work)
     if as_json:
-        common._print_json(done)
+        print_json(done)
     elif done["serial_from"] == done["serial_to"]:
         typer.echo("Nothing to import: the zone is what the file says")
     else:
@@ -193,14 +197,14 @@ async def _import(
                 if not is_quiet:
                     _show(difference)
                 if not yes:
-                    _confirm()
+                    confirm("Import this?", "nothing was imported")
                 agreed = difference.digest
             if not difference.is_empty:
                 try:
                     total = difference.added + difference.removed + 2 * difference.changed
                     with _progress("writing", total, "records") as advance:
                         async with store.transaction() as transaction:
-                            serial = await write(transaction, difference, now=common._now(), advance=advance)
+                            serial = await write(transaction, difference, now=unix_now(), advance=advance)
                 except Superseded:
                     if attempt == _ATTEMPTS:
                         raise
@@ -226,7 +230,7 @@ async def _comparison(store: Store, found: ZoneFile, apex: bytes, file: str) -> 
         async with store.reading() as reader:
             row = await changeable_row(reader, apex)
             kept = await kept_rrsets(reader, row, await read_service(reader))
-            difference = await compare(found, reader, row, kept, problems, now=common._now(), advance=advance)
+            difference = await compare(found, reader, row, kept, problems, now=unix_now(), advance=advance)
     try:
         _refuse(file, problems)
         yield difference
@@ -250,13 +254,6 @@ def _counts(difference: Difference) -> str:
         f"{difference.removed} to remove, {difference.changed} to change, {difference.unchanged} as they are, "
         f"{difference.kept} of the service kept{soa}"
     )
-
-
-def _confirm() -> None:
-    if not sys.stdin.isatty():
-        raise ConfigError("there is no terminal to ask on: say --yes")
-    if not typer.confirm("Import this?", err=True):
-        raise OperationError("nothing was imported")
 
 
 def _apex(name: str) -> bytes:

@@ -24,7 +24,7 @@ from protocol.serial import is_newer, next_serial
 from server import kdf
 from server.catalog import CATALOG
 from server.discovery import domain_records, service_records
-from server.members import Service
+from server.operation import Service
 from server.rdata_text import type_name
 from server.store.api import Reader, Transaction, ZoneRow
 from server.store.packing import order_key, pack_rrs, stored_rdata_key, unpack_rrs

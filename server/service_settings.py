@@ -5,7 +5,7 @@ from pathlib import Path
 from protocol.name import fold, from_text
 from server.config import ServerSettings, split_host_port
 from server.discovery import NameServer, default_host
-from server.members import Service
+from server.operation import Service
 from server.store.sql import parse_url
 
 

@@ -15,11 +15,12 @@ import dns.tsigkeyring
 import dns.update
 import pytest
 
+from homing.key_files import key_json
 from homing.lab_ports import free_port
 from protocol.constants import Rcode, Type, is_meta_type
 from protocol.name import from_text
 from protocol.tsig import Key, algorithm_from_text, sign
-from server.members import ensure_admin_key, key_json
+from server.keys import ensure_admin_key
 from server.store.sql import SqlStore
 from tests.support.comparing import Reply, differences, read
 from tests.support.processes import homing_here, server_config, start

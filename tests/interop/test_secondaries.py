@@ -21,8 +21,9 @@ import dns.xfr
 import pytest
 
 from homing.certificates import ensure_certificates
+from homing.key_files import key_json
 from homing.lab_ports import free_port
-from server.members import ensure_admin_key, key_json
+from server.keys import ensure_admin_key
 from server.store.sql import SqlStore
 from tests.support.foreign import call
 from tests.support.processes import Running, homing_here, server_config, start

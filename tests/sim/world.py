@@ -25,6 +25,7 @@ from gateway.config import Endpoint, GatewayConfig
 from gateway.mappings import Mapping as PortMapping
 from gateway.state import Saved
 from gateway.system import System
+from homing.key_files import key_json
 from protocol.constants import Class
 from protocol.message import Question, encode
 from protocol.name import from_text
@@ -32,7 +33,7 @@ from protocol.rdata import canonical
 from protocol.tsig import Key
 from server.app import Server
 from server.config import ServerSettings
-from server.members import add_member, key_json
+from server.members import add_member
 from server.store.api import StoreError
 from server.store.memory import MemoryStore
 from server.zone.model import Change, RowKey, ZoneCommit

@@ -5,7 +5,8 @@ from pathlib import Path
 from protocol.name import from_text
 from server import members
 from server.discovery import NameServer
-from server.members import Service
+from server.keys import ensure_admin_key
+from server.operation import Service
 from server.store.sql import SqlStore
 from tests.store.conftest import Opener
 
@@ -50,10 +51,10 @@ async def test_members_survive_a_restart(tmp_path: Path) -> None:
     store = await SqlStore.open(url)
     await members.ensure_service_zone(store, SERVICE, now=1000)
     key = await members.add_member(store, "alice", private=True, now=1001)
-    admin = await members.ensure_admin_key(store, now=1001)
+    admin = await ensure_admin_key(store, now=1001)
     await store.close()
     store = await SqlStore.open(url, create=False)
     assert {row.key for row in await store.keys()} == {key, admin}
     assert (await members.ensure_service_zone(store, SERVICE, now=2000)).serial == 1002
-    assert await members.ensure_admin_key(store, now=2000) == admin
+    assert await ensure_admin_key(store, now=2000) == admin
     await store.close()

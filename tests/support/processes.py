@@ -17,7 +17,7 @@ from typing import Any, Final
 import pytest
 from structlog.testing import capture_logs
 
-from homing import cli, member_commands
+from homing import cli, database
 from homing.config_file import to_toml
 
 READY_SECONDS: Final = 20.0
@@ -93,7 +93,7 @@ def homing_here(*arguments: str | Path, stdin: str = "") -> Finished:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["homing", *map(str, arguments)])
         patch.setattr(sys, "stdin", io.StringIO(stdin))
-        for module in (cli, member_commands):
+        for module in (cli, database):
             patch.setattr(module, "configure_logging", lambda level: None)
         for name in [name for name in os.environ if name.startswith("HOMING_")]:
             patch.delenv(name)

@@ -7,7 +7,8 @@ from protocol.name import fold
 from protocol.rdata import soa_serial
 from server.catalog import CATALOG, ensure_catalog
 from server.discovery import NameServer
-from server.members import Service, add_member, ensure_service_zone
+from server.members import add_member, ensure_service_zone
+from server.operation import Service
 from server.store.api import ZoneRow
 from server.store.memory import MemoryStore
 from tests.support.builders import T0, ZONE, name, rdata

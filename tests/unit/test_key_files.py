@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from homing.key_files import keys_in, read_key_file
+from homing.key_files import bind_text, keys_in, read_key_file
 from protocol.name import from_text
 from protocol.tsig import SHA256, Key, algorithm_from_text
-from server.members import key_file_text
 
 SECRET = b"0123456789abcdef0123456789abcdef"
 TEXT = base64.b64encode(SECRET).decode()
@@ -16,7 +15,7 @@ KEY = Key(from_text("alice.members.example."), SHA256, SECRET)
 
 
 def test_our_own_key_file_is_read_back() -> None:
-    assert keys_in(key_file_text(KEY)) == [KEY]
+    assert keys_in(bind_text(KEY)) == [KEY]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +63,7 @@ def test_what_is_no_key_file_is_told_without_the_secret(tmp_path: Path, text: st
 
 def test_a_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "key"
-    file.write_text(key_file_text(KEY))
+    file.write_text(bind_text(KEY))
     file.chmod(0o640)
     with pytest.raises(ValueError, match="chmod 600"):
         read_key_file(file)

@@ -4,12 +4,14 @@ import asyncio
 
 import pytest
 
+from homing import key_files
 from protocol.constants import Type
 from protocol.name import fold, from_text, to_text
 from protocol.tsig import MD5, SHA256, Key
-from server import kdf, members
+from server import kdf, members, operation
 from server.discovery import NameServer, discovery_records
-from server.members import Service
+from server.keys import KeyTerms, add_key, ensure_admin_key, revoke_key
+from server.operation import Service, read_service
 from server.store.api import Store, Superseded, ZoneRow
 from server.store.memory import MemoryStore
 from server.zone.model import RR, StoredRR
@@ -117,7 +119,7 @@ async def test_new_ports_and_addresses_reach_every_member(store: Store) -> None:
     addresses = {record.rdata for record in content if record.owner == moved.host}
     assert addresses == {bytes((192, 0, 2, 2)), bytes.fromhex("20010db8000000000000000000000002")}
     assert RR(*kept[:4]) in content
-    assert await members.read_service(store) == Service(ZONE, moved)
+    assert await read_service(store) == Service(ZONE, moved)
 
 
 async def test_a_new_name_server_is_in_soa_ns_and_delegation(store: Store) -> None:
@@ -176,7 +178,7 @@ async def test_a_removed_member_leaves_nothing_and_hurts_no_neighbour(store: Sto
     await members.add_member(store, "malice", private=private, now=NOW)
     before = await _content(store, (await _zone(store, ZONE)).id)
     await members.add_member(store, "alice", private=private, now=NOW, password="correct horse")
-    await members.add_key(store, "alice", "mac", now=NOW)
+    await add_key(store, "alice", "mac", now=NOW)
     if not private:
         await _update(store, StoredRR(from_text("Deep.mac.Alice.members.example."), Type.A, 60, bytes(4), NOW + 60))
     assert (await members.remove_member(store, "ALICE", now=NOW + 1)).name == "alice"
@@ -230,14 +232,14 @@ async def test_a_name_too_long_for_its_discovery_names_is_refused() -> None:
 
 async def test_device_keys_live_beside_each_other_until_revoked(store: Store) -> None:
     first = await members.add_member(store, "alice", private=False, now=NOW)
-    mac = await members.add_key(store, "alice", "Mac", now=NOW + 1, algorithm=MD5)
-    nas = await members.add_key(store, "Alice", "nas", now=NOW + 2)
+    mac = await add_key(store, "alice", "Mac", now=NOW + 1, terms=KeyTerms(algorithm=MD5))
+    nas = await add_key(store, "Alice", "nas", now=NOW + 2)
     assert [to_text(key.name) for key in (mac, nas)] == ["mac.alice.members.example.", "nas.alice.members.example."]
     assert len(mac.secret) == 16
     assert len({first.secret, mac.secret, nas.secret}) == 3
     with pytest.raises(ValueError, match="already"):
-        await members.add_key(store, "alice", "mac", now=NOW)
-    await members.revoke_key(store, mac.name, now=NOW + 5)
+        await add_key(store, "alice", "mac", now=NOW)
+    await revoke_key(store, mac.name, now=NOW + 5)
     [(_, keys)] = await members.list_members(store)
     assert {to_text(row.key.name): row.revoked_at for row in keys} == {
         "alice.members.example.": None,
@@ -245,13 +247,13 @@ async def test_device_keys_live_beside_each_other_until_revoked(store: Store) ->
         "nas.alice.members.example.": None,
     }
     with pytest.raises(ValueError, match="no valid key mac"):
-        await members.revoke_key(store, mac.name, now=NOW + 6)
-    again = await members.add_key(store, "alice", "mac", now=NOW + 7)
+        await revoke_key(store, mac.name, now=NOW + 6)
+    again = await add_key(store, "alice", "mac", now=NOW + 7)
     assert again.secret != mac.secret
     with pytest.raises(ValueError, match="no member 'carol'"):
-        await members.add_key(store, "carol", "mac", now=NOW)
+        await add_key(store, "carol", "mac", now=NOW)
     with pytest.raises(ValueError, match="device name"):
-        await members.add_key(store, "alice", "_x", now=NOW)
+        await add_key(store, "alice", "_x", now=NOW)
 
 
 async def test_a_password_key_is_published_for_derivation_and_withdrawn_with_the_key(store: Store) -> None:
@@ -261,14 +263,14 @@ async def test_a_password_key_is_published_for_derivation_and_withdrawn_with_the
     [txt] = (await store.load_nodes(zone.id, [owner]))[owner]
     assert kdf.derive("correct horse", kdf.parse_txt(txt.rdata)) == key.secret
     with pytest.raises(ValueError, match="revoke it first"):
-        await members.add_key(store, "alice", None, now=NOW)
-    await members.revoke_key(store, key.name, now=NOW + 1)
+        await add_key(store, "alice", None, now=NOW)
+    await revoke_key(store, key.name, now=NOW + 1)
     assert await store.load_nodes(zone.id, [owner]) == {}
-    new = await members.add_key(store, "alice", None, now=NOW + 2, password="battery staple")
+    new = await add_key(store, "alice", None, now=NOW + 2, terms=KeyTerms(password="battery staple"))
     [txt] = (await store.load_nodes(zone.id, [owner]))[owner]
     assert kdf.derive("battery staple", kdf.parse_txt(txt.rdata)) == new.secret
     with pytest.raises(ValueError, match="not a device's"):
-        await members.add_key(store, "alice", "mac", now=NOW, password="battery staple")
+        await add_key(store, "alice", "mac", now=NOW, terms=KeyTerms(password="battery staple"))
     await _check_journal(store)
 
 
@@ -285,19 +287,19 @@ async def test_show_gives_a_members_own_records(store: Store) -> None:
 
 
 async def test_the_admin_key_is_made_once_and_can_be_no_members(store: Store) -> None:
-    first = await members.ensure_admin_key(store, now=NOW)
-    assert await members.ensure_admin_key(store, now=NOW + 1) == first
+    first = await ensure_admin_key(store, now=NOW)
+    assert await ensure_admin_key(store, now=NOW + 1) == first
     assert to_text(first.name) == "_admin.members.example."
     assert (await store.keys())[0].member_id is None
-    await members.revoke_key(store, first.name, now=NOW + 2)
-    assert (await members.ensure_admin_key(store, now=NOW + 3)).secret != first.secret
+    await revoke_key(store, first.name, now=NOW + 2)
+    assert (await ensure_admin_key(store, now=NOW + 3)).secret != first.secret
 
 
 async def test_an_operation_tries_again_when_another_writer_came_first(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries = 0
-    original = members._commit
+    original = members.commit_draft
 
     async def overtaken(*arguments: object) -> None:
         nonlocal tries
@@ -306,14 +308,14 @@ async def test_an_operation_tries_again_when_another_writer_came_first(
             raise Superseded(1)
         await original(*arguments)  # type: ignore[arg-type]  # passed on as they came
 
-    monkeypatch.setattr(members, "_commit", overtaken)
+    monkeypatch.setattr(members, "commit_draft", overtaken)
     await members.add_member(store, "alice", private=False, now=NOW)
     assert [row.name for row in await store.members()] == ["alice"]
     assert len(await store.keys()) == 1
     tries = -1000
     with pytest.raises(Superseded):
         await members.add_member(store, "bob", private=False, now=NOW)
-    assert tries == -1000 + members._ATTEMPTS
+    assert tries == -1000 + operation._ATTEMPTS
 
 
 async def test_many_at_once_are_all_there(store: Store) -> None:
@@ -327,9 +329,9 @@ async def test_many_at_once_are_all_there(store: Store) -> None:
 def test_keys_are_printed_in_the_forms_people_paste() -> None:
     key = Key(fold(ALICE), SHA256, b"\xfb" * 32)
     secret = "+/v7" * 10 + "+/s="
-    assert members.key_file_text(key) == (
+    assert key_files.bind_text(key) == (
         f'key "alice.members.example." {{\n\talgorithm hmac-sha256;\n\tsecret "{secret}";\n}};\n'
     )
-    assert members.nsupdate_line(key) == f"nsupdate -y hmac-sha256:alice.members.example.:{secret}"
-    assert members.key_json(key) == {"name": "alice.members.example.", "algorithm": "hmac-sha256", "secret": secret}
-    assert members.key_json(Key(ALICE, MD5, b"x" * 16))["algorithm"] == "hmac-md5"
+    assert key_files.nsupdate_line(key) == f"nsupdate -y hmac-sha256:alice.members.example.:{secret}"
+    assert key_files.key_json(key) == {"name": "alice.members.example.", "algorithm": "hmac-sha256", "secret": secret}
+    assert key_files.key_json(Key(ALICE, MD5, b"x" * 16))["algorithm"] == "hmac-md5"
