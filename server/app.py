@@ -3,9 +3,9 @@
 import asyncio
 import ipaddress
 import os
+import resource
 import ssl
 from collections.abc import Callable, Coroutine, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import structlog
@@ -38,6 +38,7 @@ from server.system import Clock, Entropy, SystemClock, SystemEntropy
 from server.transfer.notify import Notifier
 from server.transfer.service import TransferService
 from server.transport.stream import StreamLimits, StreamServer
+from server.transport.tls import server_context
 from server.transport.udp import UdpListener, open_udp
 from server.webhook.message import Refused, read_secret
 from server.webhook.post import Poster, PostError
@@ -53,6 +54,7 @@ POLL_SECONDS: Final = 0.5  # how soon another process's commit is noticed
 KEY_USE_SECONDS: Final = 30.0  # how often the last use of keys is written
 STOP_SECONDS: Final = 10.0
 FREE_PORT_TRIES: Final = 20
+SPARE_DESCRIPTORS: Final = 128  # for listeners, database, what else is open
 
 
 class StartError(Exception):
@@ -139,7 +141,7 @@ class Server:
 
     async def _start(self) -> None:
         settings = self.settings
-        tls = self._tls_context()
+        tls = read_tls_context(settings.dns)
         cookie_secrets = read_cookie_secrets(settings.dns)
         poster = self._webhook_poster()
         await self._listen_metrics()
@@ -210,23 +212,23 @@ class Server:
             version=settings.dns.version,
             transfers=self.transfers,
             guard=self.guard,
-            idle_seconds=lambda: self.settings.dns.tcp_idle_seconds,
+            idle_seconds=lambda: self.streams.told_idle_seconds,
             dso=self.dso,
             on_refused=self._refused,
         )
         self._raise_guard(settings.dns, cookie_secrets)
-        dns = settings.dns
-        limits = StreamLimits(dns.tcp_idle_seconds, dns.tcp_connections, dns.tcp_connections_per_address)
         watchers = _Watchers(self.push, self.dso, self.transfers)
         handle = dispatcher.handle if self.queries is None else self.queries.over(dispatcher.handle)
-        self.streams = StreamServer(handle, limits, self.metrics, watchers)
+        self.streams = StreamServer(handle, stream_limits(settings.dns), self.metrics, watchers)
+        self.streams.tls_context = tls
+        make_room_for_descriptors(settings.dns.tcp_connections)
         await self._load()
         await self._load_keys()
         try:
-            await self.push.restore(self.store, [*dns.listen, *dns.listen_tls])
+            await self.push.restore(self.store, [*settings.dns.listen, *settings.dns.listen_tls])
         except StoreError as error:
             raise StartError(str(error)) from None
-        await self._listen(dispatcher, tls)
+        await self._listen(dispatcher)
         await self._publish_service()
         await self.writer.catch_up()
         await self._load_keys()
@@ -301,23 +303,6 @@ class Server:
             await self._flush_key_use()
             await self.store.close()
 
-    def _tls_context(self) -> ssl.SSLContext | None:
-        dns = self.settings.dns
-        if not dns.listen_tls:
-            return None
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_alpn_protocols(["dot"])
-        assert dns.certificate_file and dns.key_file
-        for file in (dns.certificate_file, dns.key_file):
-            if not Path(file).is_file():
-                raise StartError(f"no such file: {file}")
-        try:
-            context.load_cert_chain(dns.certificate_file, dns.key_file)
-        except (OSError, ssl.SSLError) as error:
-            raise StartError(f"cannot use certificate {dns.certificate_file}: {error}") from None
-        return context
-
     def _raise_guard(self, dns: DnsSettings, secrets: list[bytes]) -> None:
         """Cookies and response rate limiting as configured; what goes on keeps its state."""
         guard = self.guard
@@ -348,7 +333,7 @@ class Server:
             for key in zone.nodes:
                 self.leases.watch(zone.apex, key, zone.node(key))
 
-    async def _listen(self, dispatcher: Dispatcher, tls: ssl.SSLContext | None) -> None:
+    async def _listen(self, dispatcher: Dispatcher) -> None:
         for number, text in enumerate(self.settings.dns.listen):
             address, port = split_host_port(text)
             try:
@@ -359,7 +344,7 @@ class Server:
         for number, text in enumerate(self.settings.dns.listen_tls, len(self.settings.dns.listen)):
             address, port = split_host_port(text)
             try:
-                bound = await self.streams.listen(address, port, tls)
+                bound = await self.streams.listen(address, port, is_tls=True)
             except OSError as error:
                 raise StartError(f"cannot listen on {text} (tls): {_plain(error)}") from None
             self.tls_port = self.tls_port or bound
@@ -618,6 +603,40 @@ class Server:
         connection = self.streams.connections.get(peer.via)
         port = connection.local_port if connection else None
         return next((number for number, listener in self._udp.items() if listener.port == port), 0)
+
+
+def stream_limits(dns: DnsSettings) -> StreamLimits:
+    return StreamLimits(
+        idle_seconds=dns.tcp_idle_seconds,
+        connections=dns.tcp_connections,
+        per_address=dns.tcp_connections_per_address,
+        handshake_seconds=dns.tls_handshake_seconds,
+        read_seconds=dns.tcp_read_seconds,
+        handshakes_per_second=dns.tls_handshakes_per_second,
+    )
+
+
+def make_room_for_descriptors(connections: int) -> None:
+    """Let the process open what the connections may need, as far as the system lets it."""
+    wanted = connections + SPARE_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= wanted or soft == resource.RLIM_INFINITY:
+        return
+    granted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (granted, hard))
+    if granted < wanted:
+        log.warning("the system allows fewer connections than configured", open_files=granted, wanted=wanted)
+
+
+def read_tls_context(dns: DnsSettings) -> ssl.SSLContext | None:
+    """The certificate, ready for use; None without TLS listeners, `StartError` when it is no good."""
+    if not dns.listen_tls:
+        return None
+    assert dns.certificate_file and dns.key_file
+    try:
+        return server_context(dns.certificate_file, dns.key_file)
+    except ValueError as error:
+        raise StartError(str(error)) from None
 
 
 def read_cookie_secrets(dns: DnsSettings) -> list[bytes]:

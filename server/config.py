@@ -97,8 +97,18 @@ class DnsSettings(_Section):
     """For servers that share an address: 32 hexadecimal digits a line, the first signs, all are believed. Without it a
     secret is made up and changed daily."""
     tcp_idle_seconds: float = Field(default=15.0, gt=0, le=3600)
-    tcp_connections: int = Field(default=1000, ge=1)
+    """A connection without a whole message for so long is closed, unless an answer is owed or a subscription lives on
+    it (RFC 7766 §6.2.3)."""
+    tcp_read_seconds: float = Field(default=30.0, gt=0, le=3600)
+    """So long may a peer not read what waits for it (256 kB and more) before its connection is closed."""
+    tcp_connections: int = Field(default=1000, ge=1, le=1_000_000)
+    """TCP and TLS connections, handshakes included. Beyond them the one that is silent for the longest is closed."""
     tcp_connections_per_address: int = Field(default=100, ge=1)
+    """Of one IPv4 address or IPv6 /64; beyond them newcomers are closed at once."""
+    tls_handshake_seconds: float = Field(default=10.0, gt=0, le=120)
+    """From the connection to the end of the handshake."""
+    tls_handshakes_per_second: int = Field(default=200, ge=1, le=100_000)
+    """Those beyond it wait; a handshake takes about a millisecond of processor time."""
     version: str | None = Field(default=None, min_length=1, max_length=255)
     """What `version.bind` (TXT, class CH) is answered with; REFUSED when not set."""
     allow_md5: bool = False

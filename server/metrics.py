@@ -173,6 +173,12 @@ class Metrics:
         self.streams_refused = Counter(
             "homing_streams_refused", "Connections closed at once, by limit", ["limit"], registry=registry
         )
+        self.streams_dropped = Counter(
+            "homing_streams_dropped", "Connections ended by us, by why", ["reason"], registry=registry
+        )
+        self.streams_blocked = Gauge(
+            "homing_streams_blocked", "Connections whose peer does not read what was sent", registry=registry
+        )
         self.watched_networks = Gauge(
             "homing_watched_networks", "Client networks over the response rate", registry=registry
         )

@@ -443,6 +443,30 @@ class StreamListener:
         self._internet.listeners.pop(self._place, None)
 
 
+class ClearLayer:
+    """In place of TLS on the server's end: octets as they are."""
+
+    is_ready = True
+    has_ended = False
+
+    def __init__(self, context: object) -> None:
+        pass
+
+    def receive(self, data: bytes) -> bytes:
+        return data
+
+    def send(self, data: bytes) -> bytes:
+        return data
+
+    def take(self) -> bytes:
+        return b""
+
+    close = take
+
+    def facts(self) -> tuple[str, str]:
+        return "TLSv1.3", "dot"
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """Stands for a socket that joined the announcements' multicast group on the interface with this address."""

@@ -37,7 +37,7 @@ from server.members import add_member
 from server.store.api import StoreError
 from server.store.memory import MemoryStore
 from server.zone.model import Change, RowKey, ZoneCommit
-from tests.sim.internet import Group, Internet, Lan, Tap
+from tests.sim.internet import ClearLayer, Group, Internet, Lan, Tap
 from tests.sim.observer import Observer
 from tests.support.clock import START_UNIX, FakeClock
 from tests.support.entropy import SeededEntropy
@@ -433,7 +433,8 @@ def in_place_of_the_real(world: World) -> Iterator[None]:
     real_discover = watcher.Watcher._discover
     replacements: list[tuple[str, Any]] = [
         ("server.app.SqlStore.open", open_store),
-        ("server.app.Server._tls_context", lambda _: object()),
+        ("server.app.read_tls_context", lambda _: object()),
+        ("server.transport.stream.TlsLayer", ClearLayer),
         ("server.app.POLL_SECONDS", 60.0),
         ("server.app.KEY_USE_SECONDS", 600.0),
         ("gateway.app.Listener", lambda place, receive, _: SimulatedListener(world.internet, place, receive)),
