@@ -1,7 +1,8 @@
 """A private certificate authority and one server certificate, for DNS over TLS without a public CA.
 
-ECDSA P-256. The authority lives ten years and the certificate 825 days, the longest that Apple's systems accept; it is
-made again when the names change or 30 days before it ends. Private keys are files of mode 0600.
+ECDSA P-256. The authority lives ten years and the certificate 825 days, the longest that Apple's systems accept, or
+fewer; it is made again when the names change and 30 days, or a third of its life, before it ends. Private keys are
+files of mode 0600.
 """
 
 import ipaddress
@@ -43,17 +44,58 @@ class _Identity:
     key: ec.EllipticCurvePrivateKey
 
 
+class Facts(NamedTuple):
+    """Of a server certificate and its authority; times in UTC."""
+
+    names: list[str]
+    addresses: list[str]
+    ends: datetime
+    authority_ends: datetime
+
+
+def files_in(directory: Path) -> CertificateFiles:
+    """Where `ensure_certificates` keeps them."""
+    return CertificateFiles(directory / "ca.pem", directory / "server.pem", directory / "server-key.pem")
+
+
+def facts(files: CertificateFiles) -> Facts | None:
+    """What is in the files; None when there is no certificate that can be read."""
+    try:
+        certificate = x509.load_pem_x509_certificate(files.certificate_file.read_bytes())
+        authority = x509.load_pem_x509_certificate(files.ca_file.read_bytes())
+        present = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except FileNotFoundError:
+        return None
+    except (ValueError, x509.ExtensionNotFound) as error:
+        raise CertificateError(f"cannot read {files.certificate_file} or {files.ca_file}: {error}") from None
+    except OSError as error:
+        raise CertificateError(f"cannot read {error.filename}: {error.strerror}") from None
+    return Facts(
+        present.get_values_for_type(x509.DNSName),
+        [str(address) for address in present.get_values_for_type(x509.IPAddress)],
+        certificate.not_valid_after_utc,
+        authority.not_valid_after_utc,
+    )
+
+
 def ensure_certificates(
-    directory: Path, names: Iterable[str], addresses: Iterable[str], *, now: datetime | None = None
+    directory: Path,
+    names: Iterable[str],
+    addresses: Iterable[str],
+    *,
+    days: int = CERTIFICATE_DAYS,
+    renew: bool = False,
+    now: datetime | None = None,
 ) -> CertificateFiles:
     """Make sure that `directory` holds an authority and a certificate for exactly these host names and addresses.
 
+    A new certificate lives `days`; `renew` makes one whatever there is.
     An authority that is there is kept, for peers trust it; one that is half there or damaged is an error, not a reason
     for a new one. `CertificateError` for that and for files that cannot be written.
     """
     now = now or datetime.now(UTC)
     wanted = _subject_names(names, addresses)
-    files = CertificateFiles(directory / "ca.pem", directory / "server.pem", directory / "server-key.pem")
+    files = files_in(directory)
     authority_key = directory / "ca-key.pem"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -63,8 +105,8 @@ def ensure_certificates(
             _write(authority_key, _key_pem(authority.key), 0o600)
             _write(files.ca_file, _certificate_pem(authority.certificate), 0o644)
         present = _read(files.certificate_file, files.key_file)
-        if present is None or not _still_good(present.certificate, authority.certificate, wanted, now):
-            made = _make_certificate(authority, wanted, now)
+        if renew or present is None or not _still_good(present.certificate, authority.certificate, wanted, now):
+            made = _make_certificate(authority, wanted, now, days)
             _write(files.key_file, _key_pem(made.key), 0o600)
             _write(files.certificate_file, _certificate_pem(made.certificate), 0o644)
         for file in (authority_key, files.key_file):
@@ -110,7 +152,8 @@ def _read(certificate_file: Path, key_file: Path) -> _Identity | None:
 
 
 def _ends_soon(certificate: x509.Certificate, now: datetime) -> bool:
-    return certificate.not_valid_after_utc - now < timedelta(days=RENEW_DAYS)
+    life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+    return certificate.not_valid_after_utc - now < min(timedelta(days=RENEW_DAYS), life / 3)
 
 
 def _still_good(
@@ -139,9 +182,9 @@ def _make_authority(now: datetime) -> _Identity:
     return _Identity(certificate, key)
 
 
-def _make_certificate(authority: _Identity, wanted: list[x509.GeneralName], now: datetime) -> _Identity:
+def _make_certificate(authority: _Identity, wanted: list[x509.GeneralName], now: datetime, days: int) -> _Identity:
     key = ec.generate_private_key(ec.SECP256R1())
-    until = min(now + timedelta(days=CERTIFICATE_DAYS) - _BACKDATED, authority.certificate.not_valid_after_utc)
+    until = min(now + timedelta(days=days) - _BACKDATED, authority.certificate.not_valid_after_utc)
     issuer_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
     certificate = (
         _builder(authority.certificate.subject, _name("homing server"), key.public_key(), now, until)

@@ -7,8 +7,10 @@ from enum import StrEnum
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
+import structlog
 import typer
 
+from homing.cert_command import cert
 from homing.config_file import ConfigError, effective, load, to_toml
 from homing.gateway_commands import gateway_app
 from homing.journal_commands import history, tail, undo
@@ -22,6 +24,8 @@ from homing.running import OperationError, UntilAsked, run
 from homing.status_command import status
 from homing.watch_command import watch
 from homing.zone_commands import zone_app
+
+log = structlog.get_logger(__name__)
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -57,6 +61,7 @@ app.command()(undo)
 app.command()(tail)
 app.command()(watch)
 app.command()(status)
+app.command()(cert)
 app.command("map")(map_)
 app.command()(natcheck)
 
@@ -106,7 +111,9 @@ def _flags(level: LogLevel | None) -> dict[str, dict[str, object]]:
 def serve(config: Config, log_level: Level = None) -> None:
     """Run the DNS server until SIGTERM or SIGINT.
 
-    Prints `ready` on stdout when it answers, then a line for each listener. The smallest useful file:
+    Prints `ready` on stdout when it answers, then a line for each listener. SIGHUP reads the file again and takes over
+    certificate, keys, policy, transfer rules and limits, all of them or, when something is wrong, none. The smallest
+    useful file:
 
     \b
       [database]
@@ -119,6 +126,7 @@ def serve(config: Config, log_level: Level = None) -> None:
     \b
     Example:
       homing serve --config /etc/homing/server.toml
+      kill -HUP "$(pidof -x homing)"
     """
     from server.app import Server, StartError
     from server.config import ServerSettings
@@ -126,7 +134,20 @@ def serve(config: Config, log_level: Level = None) -> None:
     settings = load(ServerSettings, config, flags=_flags(log_level))
     configure_logging(settings.log.level)
     refuse_open_secrets(settings)
-    run(lambda: Server(settings), _server_listeners, (StartError,))
+
+    async def reload(server: Server) -> None:
+        try:
+            read = load(ServerSettings, config, flags=_flags(log_level))
+            refuse_open_secrets(read)
+            waiting = await server.reconfigure(read)
+        except ConfigError as error:
+            log.error("not reloaded, nothing has changed", reason="; ".join(error.problems))
+        except (OperationError, StartError) as error:
+            log.error("not reloaded, nothing has changed", reason="; ".join(str(error).splitlines()))
+        else:
+            log.info("reloaded", keys=len(server.keyring.names()), needs_restart=", ".join(waiting) or None)
+
+    run(lambda: Server(settings), _server_listeners, (StartError,), reload)
 
 
 def _server_listeners(server: "Server") -> Iterator[str]:

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, Generic, Protocol, TypeVar
 
 import structlog
@@ -70,15 +70,18 @@ def run(
     make: Callable[[], AnyProgram],
     listening: Callable[[AnyProgram], Iterable[str]],
     start_errors: tuple[type[Exception], ...],
+    reload: Callable[[AnyProgram], Awaitable[None]] | None = None,
 ) -> None:
     """Run what `make` makes to its end. `OperationError` when it does not start, or stops by a fault of its own.
+
+    `reload` is what SIGHUP asks for, one at a time: those that come meanwhile are one more.
 
     Once it answers, `ready` and then `listening ...` for each of its listeners go to stdout, at once. A second signal
     while it stops has its usual effect.
     """
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         try:
-            asked_for = runner.run(_run(make, listening))
+            asked_for = runner.run(_run(make, listening, reload))
         except start_errors as error:
             raise OperationError(str(error)) from None
     if not asked_for:
@@ -94,7 +97,11 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-async def _run(make: Callable[[], AnyProgram], listening: Callable[[AnyProgram], Iterable[str]]) -> bool:
+async def _run(
+    make: Callable[[], AnyProgram],
+    listening: Callable[[AnyProgram], Iterable[str]],
+    reload: Callable[[AnyProgram], Awaitable[None]] | None,
+) -> bool:
     loop = asyncio.get_running_loop()
     program = make()
     starting = loop.create_task(program.start(), name="start")
@@ -108,6 +115,9 @@ async def _run(make: Callable[[], AnyProgram], listening: Callable[[AnyProgram],
 
     for number in SIGNALS:
         loop.add_signal_handler(number, on_signal, number)
+    asked_to_reload = asyncio.Event()
+    if reload is not None:
+        loop.add_signal_handler(signal.SIGHUP, asked_to_reload.set)
     try:
         await starting
     except asyncio.CancelledError:
@@ -116,8 +126,25 @@ async def _run(make: Callable[[], AnyProgram], listening: Callable[[AnyProgram],
         sys.stdout.write("".join(("ready\n", *(f"listening {text}\n" for text in listening(program)))))
         sys.stdout.flush()
         log.info("ready")
+        reloading = None
+        if reload is not None:
+            reloading = loop.create_task(_reload_when_asked(program, reload, asked_to_reload), name="reload")
         asked_for = await program.wait()
+        if reloading is not None:
+            reloading.cancel()
     finally:
         await program.stop()
     log.info("stopped")
     return asked_for
+
+
+async def _reload_when_asked(
+    program: AnyProgram, reload: Callable[[AnyProgram], Awaitable[None]], asked: asyncio.Event
+) -> None:
+    while True:
+        await asked.wait()
+        asked.clear()
+        try:
+            await reload(program)
+        except Exception:
+            log.exception("fault while reloading")

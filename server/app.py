@@ -23,16 +23,17 @@ from server.members import ensure_service_zone
 from server.metrics import Metrics
 from server.monitor import Monitor
 from server.peer import Peer
-from server.policy import Rule
+from server.policy import Policy, Rule
 from server.pruning import prune_journal
 from server.push.dso_service import DsoService
 from server.push.service import PushService
 from server.push.survival import SAVE_SECONDS
 from server.querylog import QueryLog
+from server.reload import merge
 from server.response_limit import ResponseLimiter, ResponseLimits
 from server.service_settings import control_socket, service_of
 from server.status import status
-from server.store.api import Store, StoreError
+from server.store.api import KeyRow, Store, StoreError
 from server.store.sql import SqlStore
 from server.system import Clock, Entropy, SystemClock, SystemEntropy
 from server.transfer.notify import Notifier
@@ -394,6 +395,30 @@ class Server:
         except (StoreError, ValueError) as error:
             raise StartError(str(error)) from None
 
+    async def reconfigure(self, read: ServerSettings) -> list[str]:
+        """Take over certificate, keys, policy and limits of a configuration; what it names besides needs a restart.
+
+        All or nothing: `StartError` when a part of it cannot be had, and then nothing has changed.
+        """
+        settings, waiting = merge(self.settings, read)
+        tls = read_tls_context(settings.dns)
+        secrets = read_cookie_secrets(settings.dns)
+        policy = settings.policy.policy(from_text(settings.zone.name))
+        try:
+            keys = await self._read_keys(policy)
+        except StoreError as error:
+            raise StartError(str(error)) from None
+        self.settings, self.policy = settings, policy
+        self._take_keys(*keys)
+        self.push.recheck(keys=self.keyring.names())
+        self.streams.tls_context = tls
+        self.streams.replace(stream_limits(settings.dns))
+        self.transfers.replace(settings.transfer)
+        self._raise_guard(settings.dns, secrets)
+        make_room_for_descriptors(settings.dns.tcp_connections)
+        self._warn_of_md5()
+        return waiting
+
     async def reload(self) -> None:
         """Take over what was committed past the writer: members, keys, zones. Done when it is served."""
         await self._load_keys()
@@ -406,24 +431,31 @@ class Server:
 
     async def _load_keys(self) -> None:
         """Take over keys and their rules; what rested on those that hold no more ends."""
+        self._take_keys(*await self._read_keys(self.policy))
+
+    async def _read_keys(self, policy: Policy) -> tuple[list[KeyRow], list[Principal]]:
+        """Those that are valid, and what each may do."""
         unix = self.clock.unix()
         members = {member.id: member for member in await self.store.members()}
-        before, rules = self.keyring.keys(), self._rules
         rows = [
             row
             for row in await self.store.keys()
             if row.is_valid(unix) and (row.member_id is None or row.member_id in members)
         ]
-        self.keyring.replace(principal_of(row, members, self.policy) for row in rows)
+        return rows, [principal_of(row, members, policy) for row in rows]
+
+    def _take_keys(self, rows: list[KeyRow], principals: list[Principal]) -> None:
+        before, rules = self.keyring.keys(), self._rules
+        self.keyring.replace(principals)
         if self.webhook is not None:
             self.webhook.keys(rows)
-        self._rules = {row.key.name: row.rules for row in rows if row.rules}
+        self._rules = own = {row.key.name: row.rules for row in rows if row.rules}
         self.writer.keys_changed()
         after = self.keyring.keys()
         for name, key in before.items():
             if after.get(name) != key:
                 self.push.revoke_key(name)
-        others = {name for name in self._rules if rules.get(name) != self._rules[name]}
+        others = {name for name in own if rules.get(name) != own[name]}
         if others:
             self.push.recheck(keys=others)
 

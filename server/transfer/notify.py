@@ -178,6 +178,10 @@ class Notifier:
         self._timer: asyncio.TimerHandle | None = None
         self._is_open = False
 
+    def replace(self, settings: TransferSettings) -> None:
+        """Other secondaries to tell from the next change on."""
+        self._settings = settings
+
     def begin(self) -> None:
         """Tell of every zone as it is; before this nothing is sent."""
         self._is_open = True

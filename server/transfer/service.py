@@ -84,6 +84,11 @@ class TransferService:
 
     # -- requests ----------------------------------------------------------------------------------
 
+    def replace(self, settings: TransferSettings) -> None:
+        """Other rules from now on; transfers under way go on."""
+        self._settings = settings
+        self._notifier.replace(settings)
+
     @staticmethod
     def wants(message: Message) -> bool:
         """Whether a query asks for a transfer."""

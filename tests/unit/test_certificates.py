@@ -9,7 +9,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from homing.certificates import CertificateError, CertificateFiles, ensure_certificates
+from homing.certificates import CertificateError, CertificateFiles, ensure_certificates, facts, files_in
 
 NOW = datetime(2026, 5, 4, 12, tzinfo=UTC)
 NAMES = ["ns.members.example."]
@@ -155,3 +155,36 @@ def _shake_hands(client: ssl.SSLObject, server: ssl.SSLObject) -> None:
             except ssl.SSLWantReadError:
                 pass
     assert not waiting
+
+
+def test_a_short_lived_certificate_is_renewed_at_a_third_of_its_life(tmp_path: Path) -> None:
+    def pem(day: float) -> bytes:
+        files = ensure_certificates(tmp_path, NAMES, ADDRESSES, days=9, now=NOW + timedelta(days=day))
+        return files.certificate_file.read_bytes()
+
+    first = pem(0)
+    assert pem(5.9) == first
+    second = pem(6.1)
+    assert second != first
+    assert pem(6.1) == second
+
+
+def test_renewed_on_demand_with_the_same_authority(tmp_path: Path) -> None:
+    files = ensure_certificates(tmp_path, NAMES, ADDRESSES, now=NOW)
+    before = files.certificate_file.read_bytes(), files.ca_file.read_bytes()
+    ensure_certificates(tmp_path, NAMES, ADDRESSES, renew=True, now=NOW)
+    assert files.certificate_file.read_bytes() != before[0]
+    assert files.ca_file.read_bytes() == before[1]
+
+
+def test_facts(tmp_path: Path) -> None:
+    assert facts(files_in(tmp_path)) is None
+    files = ensure_certificates(tmp_path, NAMES, ADDRESSES, days=10, now=NOW)
+    found = facts(files)
+    assert found is not None
+    assert found.names == sorted(name.rstrip(".") for name in NAMES)
+    assert found.addresses == sorted(ADDRESSES)
+    assert found.ends < found.authority_ends
+    files.certificate_file.write_text("nothing")
+    with pytest.raises(CertificateError, match="cannot read"):
+        facts(files)
