@@ -12,7 +12,8 @@ import ctypes
 import time
 from pathlib import Path
 
-from gateway.backend.nftables import NftablesBackend, NftablesOptions
+from gateway.backend.nftables import NftablesBackend
+from gateway.backend.ruleset import NftablesOptions
 from gateway.mappings import Install, Key, Mapping, Origin, Transport
 
 COUNTS = (1, 100, 1000, 5000)

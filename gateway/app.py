@@ -17,6 +17,7 @@ from typing import assert_never
 import structlog
 
 from protocol.addresses import is_behind_a_nat
+from protocol.pcp import ANNOUNCEMENT_GROUP_IPV6
 
 from .backend.base import Backend
 from .backend.choice import backend_for
@@ -226,7 +227,12 @@ class Gateway:
             )
         if config.pcp.enabled:
             own = self._lan.addresses
-            self._pcp = PcpFrontEnd(self._table, third_party=config.pcp.third_party, own_addresses=own)
+            self._pcp = PcpFrontEnd(
+                self._table,
+                third_party=config.pcp.third_party,
+                pinholes=self._backend.opens_pinholes,
+                own_addresses=own,
+            )
             # Clients are told of each start, an external address or not: the epoch says whether anything was lost.
             self._lan.announce(now=now)
         await self._backend.start()
@@ -335,7 +341,8 @@ class Gateway:
             self.counters["over rate"] += 1
             return
         # The first octet is the version; NAT-PMP has 0, and with PCP on all others are PCP's to answer or refuse.
-        is_natpmp = datagram[:1] in (b"", b"\0")
+        # NAT-PMP is of IPv4 alone.
+        is_natpmp = datagram[:1] in (b"", b"\0") and ":" not in host
         front_end = self._natpmp if self._pcp is None or is_natpmp else self._pcp
         reply = front_end.receive(datagram, Peer(number, host, port), draw=self._system.draw(), now=now)
         if reply is not None:
@@ -476,12 +483,15 @@ class Gateway:
         if not numbers:
             return
         self.counters["announcements"] += 1
-        datagrams = [self._natpmp.address_datagram(now=now)]
-        if self._pcp is not None:
-            datagrams.append(self._pcp.announcement(now=now))
+        natpmp = self._natpmp.address_datagram(now=now)
+        pcp = None if self._pcp is None else self._pcp.announcement(now=now)
+        ipv4 = self._config.natpmp.announce_to
         for number in numbers:
-            for datagram in datagrams:
-                self._lan.send(number, datagram, self._config.natpmp.announce_to)
+            is_ipv6 = self._lan.is_ipv6(number)
+            if not is_ipv6:
+                self._lan.send(number, natpmp, ipv4)
+            if pcp is not None:
+                self._lan.send(number, pcp, (ANNOUNCEMENT_GROUP_IPV6, ipv4.port) if is_ipv6 else ipv4)
 
     def _send_updates(self) -> None:
         """Tell PCP clients one by one where their mappings moved to."""

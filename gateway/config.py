@@ -35,13 +35,13 @@ from .mappings import BARRED_PORTS, Limits
 
 
 class Endpoint(NamedTuple):
-    """An IPv4 address and a port."""
+    """An address and a port. Configured ones are IPv4."""
 
     host: str
     port: int
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def _endpoint(lowest_port: int) -> BeforeValidator:
@@ -191,6 +191,11 @@ class NftablesSection(_Section):
     guard: bool = True
     """Whether IPv4 packets from outside are forwarded along mappings and answers only. Switch it off where public
     addresses are routed to the inside, or where another firewall sees to it."""
+    ipv6: bool = False
+    """Whether this is the IPv6 firewall: from outside come answers, ICMPv6 and what clients open by PCP, no more.
+    PCP is answered on the IPv6 addresses of `[lan] interfaces` then."""
+    pinhole_mark: Annotated[int, Field(ge=0, le=0xFFFFFFFF)] = 0
+    """Conntrack mark of IPv6 flows through such openings, by which another firewall can let them pass; 0 sets none."""
     keep_on_stop: bool = False
     """Whether mappings go on carrying packets while the gateway does not run."""
 
@@ -268,6 +273,11 @@ class GatewayConfig(_Section):
         if self.external.interface is not None:
             return self.external.interface
         return None if self.nftables is None else self.nftables.wan_interface
+
+    @property
+    def opens_pinholes(self) -> bool:
+        """Whether PCP clients may open the IPv6 firewall."""
+        return self.pcp.enabled and self.nftables is not None and self.nftables.ipv6
 
     @property
     def followed_interface(self) -> str | None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 import structlog
 
 from .announcer import Announcer
 from .config import Endpoint, GatewayConfig
 from .errors import StartError
-from .interfaces import Addresses
+from .interfaces import Addresses, InterfaceAddress
 from .listener import Listener
 
 LOOPBACK_INDEX = 1
@@ -82,6 +82,11 @@ class LanSide:
         """Where requests are answered, with the ports that were taken for port 0."""
         return [listener.endpoint for listener in self._listeners.values()]
 
+    def is_ipv6(self, number: int) -> bool:
+        """Whether a socket is one of IPv6; not if it is gone."""
+        listener = self._listeners.get(number)
+        return listener is not None and listener.is_ipv6
+
     def send(self, number: int, datagram: bytes, endpoint: tuple[str, int]) -> None:
         """Send from one socket; nothing if it is gone."""
         listener = self._listeners.get(number)
@@ -133,25 +138,26 @@ class LanSide:
         return failures
 
     def _wanted(self, addresses: Addresses) -> list[Endpoint]:
-        """What is configured, and the IPv4 addresses of the interfaces that are."""
+        """What is configured, and the addresses of the interfaces that are; IPv6 ones if there is a use for them."""
         config = self._config
         wanted = dict.fromkeys(config.natpmp.listen)
         named = {endpoint.host for endpoint in wanted}
         for item in addresses:
-            host = str(item.address)
-            if (
-                isinstance(item.address, IPv4Address)
-                and item.interface in config.lan.interfaces
-                and item.is_up
-                and host not in named
-            ):
+            host = _host(item)
+            has_use = item.is_usable and config.opens_pinholes if ":" in host else True
+            if has_use and item.interface in config.lan.interfaces and item.is_up and host not in named:
                 wanted[Endpoint(host, config.lan.port)] = None
         return list(wanted)
 
     def _add(self, endpoint: Endpoint, addresses: Addresses, now: float | None) -> None:
         places = _interfaces_with(endpoint.host, addresses)
         number = self._next_number
-        listener = Listener(endpoint, lambda *datagram: self._receive(number, *datagram), self._counters)
+        listener = Listener(
+            endpoint,
+            lambda *datagram: self._receive(number, *datagram),
+            self._counters,
+            interface=next(iter(self._inner(places)), 0),
+        )
         self._next_number += 1
         listener.interfaces = frozenset(self._inner(places)) | {LOOPBACK_INDEX}
         self._listeners[number] = listener
@@ -182,4 +188,10 @@ class LanSide:
 
 def _interfaces_with(host: str, addresses: Addresses) -> dict[int, str]:
     """Index and name of the interfaces that have this address."""
-    return {item.index: item.interface for item in addresses if str(item.address) == host}
+    return {item.index: item.interface for item in addresses if _host(item) == host}
+
+
+def _host(item: InterfaceAddress) -> str:
+    """An address as sockets take it: one of link scope is another one on each interface."""
+    is_of_link = isinstance(item.address, IPv6Address) and item.address.is_link_local
+    return f"{item.address}%{item.interface}" if is_of_link else str(item.address)

@@ -1,9 +1,9 @@
 """PCP in front of the mapping table: datagram in, datagram out (RFC 6887), in the simple threat model (§18.1).
 
 Pure. An answer is known at once, when the table answers (`PcpTicket.reply`), or never. The caller guarantees that
-datagrams came in on the internal side: nothing here could tell. Served are ANNOUNCE and, for UDP and TCP over IPv4,
-MAP with THIRD_PARTY (if switched on) and PREFER_FAILURE. There is no back end that can filter, follow flows or open an
-IPv6 firewall, so FILTER, PEER and IPv6 addresses are refused.
+datagrams came in on the internal side: nothing here could tell. Served are ANNOUNCE and, for UDP and TCP, MAP with
+PREFER_FAILURE, FILTER and, if switched on, THIRD_PARTY; for IPv6 hosts where the back end opens its firewall for them.
+There is none that follows flows, so PEER is refused.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import assert_never
 
 from protocol.errors import DecodeError
@@ -22,6 +22,7 @@ from protocol.pcp import (
     MapBody,
     Opcode,
     Option,
+    OptionCode,
     PreferFailure,
     Request,
     Response,
@@ -32,8 +33,11 @@ from protocol.pcp import (
     decode_request,
     refuse,
 )
+from protocol.pcp import (
+    Filter as PcpFilter,
+)
 
-from .mappings import Answer, Key, Mapping, MappingTable, Origin, Transport, Verdict
+from .mappings import Answer, Filter, FilterChange, Key, Mapping, MappingTable, Origin, Transport, Verdict
 from .natpmp import Peer
 
 LONG_ERROR_SECONDS = 1800
@@ -58,8 +62,13 @@ _RESULTS = {
     Verdict.NO_RESOURCES: ResultCode.NO_RESOURCES,
     Verdict.OVER_QUOTA: ResultCode.USER_EX_QUOTA,
     Verdict.NOT_AS_ASKED: ResultCode.CANNOT_PROVIDE_EXTERNAL,
+    Verdict.TOO_MANY_FILTERS: ResultCode.EXCESSIVE_REMOTE_PEERS,
 }
 _NO_PROTOCOL = 0
+_SUBNET_BITS = 64
+"""An IPv6 network of hosts (RFC 4291 §2.5.4): a third party has to be in the asker's."""
+_IPV4_BITS = 96
+"""Prefix lengths of IPv4 count from the start of the 16 octets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +93,9 @@ class Requester:
                 protocol=mapping.key.transport,
                 internal_port=mapping.key.port,
                 external_port=mapping.external_port,
-                external_address=IPv4Address(external_address),
+                external_address=ip_address(external_address),
             ),
-            options=(ThirdParty(IPv4Address(mapping.key.host)),) if self.for_another else (),
+            options=(ThirdParty(ip_address(mapping.key.host)),) if self.for_another else (),
         ).encode()
 
 
@@ -112,7 +121,7 @@ class PcpTicket:
                 protocol=body.protocol,
                 internal_port=body.internal_port,
                 external_port=answer.external_port,
-                external_address=IPv4Address(answer.external_address),
+                external_address=ip_address(answer.external_address),
             )
         return Response(
             opcode=Opcode.MAP,
@@ -128,11 +137,17 @@ class PcpFrontEnd:
     """Reads requests and puts them to the table. `counters` counts datagrams by what they were."""
 
     def __init__(
-        self, table: MappingTable, *, third_party: bool = False, own_addresses: Set[str] = frozenset()
+        self,
+        table: MappingTable,
+        *,
+        third_party: bool = False,
+        pinholes: bool = False,
+        own_addresses: Set[str] = frozenset(),
     ) -> None:
         """`own_addresses` are the gateway's, which no third party is allowed to be; they may change."""
         self._table = table
         self._third_party = third_party
+        self._pinholes = pinholes
         self._own_addresses = own_addresses
         self.counters: Counter[str] = Counter()
 
@@ -174,7 +189,7 @@ class PcpFrontEnd:
 
     def _fault(self, request: Request, peer: Peer) -> ResultCode | None:
         """What is wrong with a request before anything is known of mappings, in the order of RFC 6887 §8.2."""
-        source = ip_address(peer.host)
+        source = _address(peer)
         if request.client != source:
             return ResultCode.ADDRESS_MISMATCH
         if request.fault is not None:
@@ -184,10 +199,11 @@ class PcpFrontEnd:
                 case ThirdParty(address) if self._third_party:
                     if address == source:
                         return ResultCode.MALFORMED_REQUEST
-                case UnreadableOption(code) if code == PreferFailure().code or (
-                    self._third_party and code == ThirdParty(source).code
-                ):
+                case UnreadableOption(code) if self._third_party or code != OptionCode.THIRD_PARTY:
                     return ResultCode.MALFORMED_OPTION
+                case PcpFilter():
+                    if not request.lifetime:
+                        return ResultCode.MALFORMED_OPTION
                 case PreferFailure():
                     if request.body is not None and not (request.lifetime and request.body.external_port):
                         return ResultCode.MALFORMED_OPTION
@@ -199,15 +215,19 @@ class PcpFrontEnd:
 
     def _map(self, request: Request, body: MapBody, datagram: bytes, peer: Peer, draw: int, now: float) -> bytes | None:
         epoch = self._table.strict_epoch(now)
-        options = tuple(option for option in request.options if isinstance(option, ThirdParty | PreferFailure))
+        options = tuple(
+            option for option in request.options if isinstance(option, ThirdParty | PreferFailure | PcpFilter)
+        )
         third = next((option.address for option in options if isinstance(option, ThirdParty)), None)
         ticket = PcpTicket(peer, datagram, request.lifetime, body, options)
         if body.protocol == _NO_PROTOCOL and body.internal_port:
             return _refuse(datagram, ResultCode.MALFORMED_REQUEST, epoch)
         internal = request.client if third is None else third
-        if isinstance(internal, IPv6Address):
+        if isinstance(internal, IPv6Address) and not self._pinholes:
             return _refuse(datagram, ResultCode.UNSUPP_PROTOCOL, epoch)
-        if third is not None and not self._may_be_mapped(internal):
+        if isinstance(internal, IPv6Address) and (internal.is_link_local or internal.is_multicast):
+            return _refuse(datagram, ResultCode.NOT_AUTHORIZED, epoch)
+        if third is not None and not self._may_be_mapped(third, request.client):
             return _refuse(datagram, ResultCode.NOT_AUTHORIZED, epoch)
         if body.protocol not in (_NO_PROTOCOL, *Transport):
             return _refuse(datagram, ResultCode.UNSUPP_PROTOCOL, epoch)
@@ -216,6 +236,9 @@ class PcpFrontEnd:
             if request.lifetime:
                 return _refuse(datagram, ResultCode.UNSUPP_PROTOCOL, epoch)
             return ticket.reply(Answer(ticket, Verdict.DONE), epoch)
+        filters = _filter_change(options)
+        if filters is not None and any((":" in each.network) != (internal.version == 6) for each in filters.added):
+            return _refuse(datagram, ResultCode.MALFORMED_OPTION, epoch)
         key = Key(Transport(body.protocol), str(internal), body.internal_port)
         if request.lifetime == 0:
             self._table.delete(key, nonce=body.nonce, ticket=ticket, now=now)
@@ -230,14 +253,18 @@ class PcpFrontEnd:
             origin=Origin.PCP,
             nonce=body.nonce,
             requester=Requester(peer, third is not None),
+            filters=filters,
             ticket=ticket,
             draw=draw,
             now=now,
         )
         return None
 
-    def _may_be_mapped(self, third: IPv4Address) -> bool:
+    def _may_be_mapped(self, third: IPv4Address | IPv6Address, client: IPv4Address | IPv6Address) -> bool:
         """Whether a third party is some other host of the LAN, as far as an address tells."""
+        if isinstance(third, IPv6Address):
+            is_near = isinstance(client, IPv6Address) and client in IPv6Network((third, _SUBNET_BITS), strict=False)
+            return is_near and str(third) not in self._own_addresses
         return (
             third.is_private
             and not (third.is_loopback or third.is_link_local or third.is_unspecified or third.is_reserved)
@@ -285,6 +312,28 @@ class MappingUpdates:
             if series.sent == UPDATE_COPIES:
                 del self._series[key]
         return due
+
+
+def _address(peer: Peer) -> IPv4Address | IPv6Address:
+    """A sender's address without the interface that is written behind one of link scope."""
+    return ip_address(peer.host.partition("%")[0])
+
+
+def _filter_change(options: tuple[Option, ...]) -> FilterChange | None:
+    """What the FILTER options of a request say together, in their order (RFC 6887 §13.3)."""
+    listed = [option for option in options if isinstance(option, PcpFilter)]
+    if not listed:
+        return None
+    clear = False
+    added: list[Filter] = []
+    for option in listed:
+        if option.prefix_length == 0:
+            clear = True
+            added.clear()
+        else:
+            bits = option.prefix_length - (_IPV4_BITS if option.address.version == 4 else 0)
+            added.append(Filter(str(ip_network((option.address, bits), strict=False)), option.remote_port))
+    return FilterChange(clear, tuple(added))
 
 
 def _refuse(datagram: bytes, result: ResultCode, epoch: int, retry_after: int = 0) -> bytes:

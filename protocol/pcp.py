@@ -22,6 +22,7 @@ from .errors import DecodeError, EncodeError
 
 VERSION = 2
 SERVER_PORT = 5351
+ANNOUNCEMENT_GROUP_IPV6 = "ff02::1"
 RESPONSE_BIT = 128
 HEADER_OCTETS = 24
 MAP_OCTETS = 36

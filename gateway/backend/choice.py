@@ -5,8 +5,9 @@ from __future__ import annotations
 from gateway.config import GatewayConfig
 
 from .base import Backend
-from .nftables import NftablesBackend, NftablesOptions
+from .nftables import NftablesBackend
 from .relay import Relay, RelayLimits
+from .ruleset import NftablesOptions
 
 
 def backend_for(config: GatewayConfig) -> Backend:
@@ -19,6 +20,8 @@ def backend_for(config: GatewayConfig) -> Backend:
                 lan_interfaces=nftables.lan_interfaces,
                 hairpin=nftables.hairpin,
                 guard=nftables.guard,
+                ipv6=nftables.ipv6,
+                pinhole_mark=nftables.pinhole_mark,
                 keep_on_stop=nftables.keep_on_stop,
             )
         )

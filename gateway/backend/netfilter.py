@@ -39,6 +39,7 @@ _ELEMENTS_LIST: Final = 3
 _LIST_ELEMENT: Final = 1
 _ELEMENT_KEY: Final = 1
 _ELEMENT_DATA: Final = 2
+_ELEMENT_KEY_END: Final = 10
 _DATA_VALUE: Final = 1
 _CONNTRACK_GET: Final = 1 << 8 | 1
 _CONNTRACK_DELETE: Final = 1 << 8 | 2
@@ -93,6 +94,8 @@ class ElementChange(NamedTuple):
     key: bytes
     data: bytes = b""
     is_deletion: bool = False
+    key_end: bytes = b""
+    """The other end of a range, for sets with intervals."""
 
 
 def packed(*fields: bytes) -> bytes:
@@ -136,6 +139,10 @@ class Netfilter:
         parts = [self._message(_BATCH_BEGIN, netlink.REQUEST, begin)]
         for change in changes:
             element = netlink.attribute(netlink.NESTED | _ELEMENT_KEY, netlink.attribute(_DATA_VALUE, change.key))
+            if change.key_end:
+                element += netlink.attribute(
+                    netlink.NESTED | _ELEMENT_KEY_END, netlink.attribute(_DATA_VALUE, change.key_end)
+                )
             if change.data:
                 element += netlink.attribute(
                     netlink.NESTED | _ELEMENT_DATA, netlink.attribute(_DATA_VALUE, change.data)

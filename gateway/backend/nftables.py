@@ -17,157 +17,51 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import json
 import socket
 from collections import Counter
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import structlog
 
 from gateway.errors import InstallRefusedError, StartError
-from gateway.mappings import Filter, Install, Transport
+from gateway.mappings import Filter, Install, Key, Transport
 
 from .libnftables import LIBRARY, Nftables, NftablesError
-from .netfilter import ElementChange, End, Netfilter, NetfilterError, Pattern, RulesetEvents, Way, packed
+from .netfilter import ElementChange, End, Netfilter, NetfilterError, Pattern, RulesetEvents, Way
+from .ruleset import (
+    ADMITTED,
+    FILTERED,
+    PINHOLES,
+    PINHOLES_FROM,
+    TABLE,
+    Element,
+    Inside,
+    Member,
+    NftablesOptions,
+    Outside,
+    deletions,
+    endings,
+    entries,
+    filter_members,
+    members_of,
+    pairs,
+    pinhole_members,
+    removals,
+    ruleset,
+)
 
-TABLE = "homing"
 CHECK_SECONDS = 30.0
 """How often the kernel's generation is compared with ours, should an event have been lost."""
 SETTLE_SECONDS = 0.2
 """Wait after somebody else's change: who flushes a ruleset mostly loads another one at once."""
 CLAIM_SECONDS = 1.0
 """How long elements of an earlier run wait for their mapping to be installed again."""
-ENDED_SECONDS = 60
-"""How long connections of a removed TCP mapping are answered with resets."""
-ENDED_SIZE = 65536
 HEAR_TRIES = 4
 """Rounds of reading events while more keep coming; then the table is compared anyway."""
 FLOW_SECONDS = 0.05
 """Dropped flows are collected for this long: mappings often end together, and each search costs milliseconds."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NftablesOptions:
-    """What the configuration says. Without `lan_interfaces` each interface but the outer one is inside."""
-
-    wan_interface: str
-    lan_interfaces: tuple[str, ...] = ()
-    hairpin: bool = True
-    guard: bool = True
-    keep_on_stop: bool = False
-
-
-class Outside(NamedTuple):
-    """The outer end of a mapping."""
-
-    address: str
-    transport: int
-    port: int
-
-
-class Inside(NamedTuple):
-    """The inner end of a mapping, with the transport that its reverse needs."""
-
-    host: str
-    transport: int
-    port: int
-
-
-class Element(NamedTuple):
-    """A mapping as the kernel has it."""
-
-    outside: Outside
-    inside: Inside
-
-
-def ruleset(options: NftablesOptions, elements: Iterable[Element] = ()) -> str:
-    """The commands that put the whole table, with these elements, in the place of whatever it was."""
-    wan = f'"{options.wan_interface}"'
-    lans = "{ " + ", ".join(f'"{name}"' for name in options.lan_interfaces) + " }"
-    from_lan, to_lan = (
-        (f"iifname {lans}", f"oifname {lans}")
-        if options.lan_interfaces
-        else (
-            f"iifname != {wan}",
-            f"oifname != {wan}",
-        )
-    )
-    inward = "dnat ip to ip daddr . meta l4proto . th dport map @inward"
-    outward = "snat ip to ip saddr . meta l4proto . th sport map @outward"
-    key = "type ipv4_addr . inet_proto . inet_service"
-    types = f"{key} : ipv4_addr . inet_service"
-    lines = [
-        f"add table inet {TABLE}",
-        f"delete table inet {TABLE}",
-        f"add table inet {TABLE}",
-        f"add map inet {TABLE} inward {{ {types}; }}",
-        f"add map inet {TABLE} outward {{ {types}; }}",
-        # A router's own forwardings come before ours, and ours before its masquerading.
-        f"add chain inet {TABLE} prerouting {{ type nat hook prerouting priority dstnat + 5; }}",
-        f"add chain inet {TABLE} postrouting {{ type nat hook postrouting priority srcnat - 5; }}",
-        f"add rule inet {TABLE} prerouting iifname {wan} {inward}",
-        f"add rule inet {TABLE} postrouting oifname {wan} {outward}",
-        # Conntrack takes up connections in their midst, and masquerading may find the port that the mapping had: what
-        # ended with a mapping would go on. Its host gets a reset instead, and so does the peer from the router.
-        f"add set inet {TABLE} ended {{ {key}; timeout {ENDED_SECONDS}s; size {ENDED_SIZE}; }}",
-        f"add chain inet {TABLE} forward {{ type filter hook forward priority filter - 5; }}",
-        f"add rule inet {TABLE} forward ct state new tcp flags & (syn | ack) != syn "
-        "ip saddr . meta l4proto . th sport @ended reject with tcp reset",
-    ]
-    if options.hairpin:
-        back = f"{from_lan} {to_lan} ct status dnat ct original ip daddr @external"
-        lines += [
-            f"add set inet {TABLE} external {{ type ipv4_addr; }}",
-            f"add rule inet {TABLE} prerouting {from_lan} {inward}",
-            # The router's own programs reach its mappings too.
-            f"add chain inet {TABLE} output {{ type nat hook output priority -95; }}",
-            f"add rule inet {TABLE} output {inward}",
-            # Both ends see the other one's external address (RFC 4787 REQ-9, RFC 5382 REQ-8).
-            f"add rule inet {TABLE} postrouting {back} {outward}",
-            f"add rule inet {TABLE} postrouting {back} snat ip to ct original ip daddr",
-        ]
-    if options.guard:
-        # Who is next to us outside may have a route to internal addresses; only mappings lead there.
-        lines += [
-            f"add rule inet {TABLE} forward iifname {wan} ct status dnat accept",
-            f"add rule inet {TABLE} forward iifname {wan} meta nfproto ipv4 ct state new,invalid drop",
-        ]
-    return "\n".join([*lines, *_additions(elements, external=options.hairpin)])
-
-
-def _additions(elements: Iterable[Element], *, external: bool) -> list[str]:
-    listed = list(elements)
-    if not listed:
-        return []
-    inward = ", ".join(f"{_key(outside)} : {inside.host} . {inside.port}" for outside, inside in listed)
-    outward = ", ".join(f"{_key(inside)} : {outside.address} . {outside.port}" for outside, inside in listed)
-    lines = [
-        f"add element inet {TABLE} inward {{ {inward} }}",
-        f"add element inet {TABLE} outward {{ {outward} }}",
-    ]
-    if external:
-        addresses = ", ".join(sorted({element.outside.address for element in listed}))
-        lines.append(f"add element inet {TABLE} external {{ {addresses} }}")
-    return lines
-
-
-def _deletions(elements: Iterable[Element]) -> list[str]:
-    listed = list(elements)
-    if not listed:
-        return []
-    return [
-        f"delete element inet {TABLE} inward {{ {', '.join(_key(element.outside) for element in listed)} }}",
-        f"delete element inet {TABLE} outward {{ {', '.join(_key(element.inside) for element in listed)} }}",
-    ]
-
-
-def _key(end: Outside | Inside) -> str:
-    return f"{end[0]} . {end.transport} . {end.port}"
 
 
 class _Outdated(Exception):
@@ -177,9 +71,8 @@ class _Outdated(Exception):
 class NftablesBackend:
     """Implements `gateway.backend.base.Backend` with rules of the kernel."""
 
-    opens_pinholes = False
-
     def __init__(self, options: NftablesOptions, *, library: str = LIBRARY) -> None:
+        self.opens_pinholes = options.ipv6
         self.counters: Counter[str] = Counter()
         self._options = options
         self._library = library
@@ -190,6 +83,9 @@ class NftablesBackend:
         self._flows: Netfilter | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gateway-conntrack")
         self._elements: dict[int, Element] = {}
+        self._members: dict[int, list[Member]] = {}
+        """What installations have in sets: filters and pinholes."""
+        self._pinholes: dict[int, Key] = {}
         self._by_outside: dict[Outside, int] = {}
         self._by_inside: dict[Inside, int] = {}
         self._left_over_inside: dict[Inside, Element] = {}
@@ -228,6 +124,8 @@ class NftablesBackend:
             if self._dropping:
                 await asyncio.wait(self._dropping)
         self._elements.clear()
+        self._members.clear()
+        self._pinholes.clear()
         self._close()
 
     def check_address(self, external_address: str) -> None:
@@ -235,6 +133,9 @@ class NftablesBackend:
             _bind(probe, external_address, 0)
 
     def install(self, install: Install) -> None:
+        if install.mapping.key.is_pinhole:
+            self._open_pinhole(install)
+            return
         element = _element(install)
         if element.outside in self._by_outside or element.inside in self._by_inside:
             raise InstallRefusedError("a mapping has this port already")
@@ -242,14 +143,19 @@ class NftablesBackend:
         self._elements[install.number] = element
         self._by_outside[element.outside] = install.number
         self._by_inside[element.inside] = install.number
+        members = filter_members(element.outside, install.mapping.filters)
+        self._members[install.number] = members
         # Elements of an earlier run either are this mapping already or make way for it, in the same transaction.
         before = self._claim_left_over(element)
-        if element in before:
+        if element in before and not members:
             return
+        changes = removals(before) + entries(element, external=self._is_new_address(element))
         try:
-            self._change(_removals(before) + _entries(element, external=self._is_new_address(element)))
+            # Who may send is settled before anybody can.
+            self._change([member.change() for member in members] + changes)
         except NftablesError as error:
             self._forget(install.number)
+            del self._members[install.number]
             raise InstallRefusedError(f"nftables: {error}") from error
         self._external.add(element.outside.address)
         for other in before:
@@ -257,20 +163,45 @@ class NftablesBackend:
         if element.outside.transport == Transport.UDP:
             # What was sent before the mapping was there made entries that would keep those flows from it.
             self._stale |= _flows_of(element)
-            self._stale.add(Pattern(Way.ORIGINAL, End.SENDER, element.inside.transport, *_place(element.inside)))
+            self._stale.add(
+                Pattern(Way.ORIGINAL, End.SENDER, element.inside.transport, element.inside.host, element.inside.port)
+            )
         self._plan_flows()
 
     def restrict(self, number: int, filters: tuple[Filter, ...]) -> None:
-        """Not to be asked for yet: PCP refuses filters."""
+        if number not in self._members:
+            return
+        element = self._elements.get(number)
+        before = self._members[number]
+        after = (
+            pinhole_members(self._pinholes[number], filters)
+            if element is None
+            else (filter_members(element.outside, filters))
+        )
+        self._members[number] = after
+        gone = [member.change(is_deletion=True) for member in before if member not in after]
+        come = [member.change() for member in after if member not in before]
+        if element is not None:
+            self._stale |= _flows_of(element)
+            self._plan_flows()
+        try:
+            self._change(gone + come)
+        except NftablesError as error:
+            self._log.error("filters could not be put into nftables", reason=str(error))
 
     def remove(self, number: int) -> None:
+        members = [member.change(is_deletion=True) for member in self._members.pop(number, ())]
+        self._pinholes.pop(number, None)
         element = self._forget(number)
-        if element is None:
+        if element is None and not members:
             return
-        self._stale |= _flows_of(element)
-        self._plan_flows()
+        changes = members
+        if element is not None:
+            self._stale |= _flows_of(element)
+            self._plan_flows()
+            changes = [*removals([element]), *endings(element), *members]
         try:
-            self._change([*_removals([element]), *_endings(element)])
+            self._change(changes)
         except NftablesError as error:
             self._log.error("mapping could not be removed from nftables", reason=str(error))
 
@@ -292,6 +223,12 @@ class NftablesBackend:
             raise StartError(f"back end nftables: {error}") from None
         self._must_forward()
         left_over = self._elements_in_kernel() or set()
+        if left_over:
+            # Filters are not taken over, so what had some waits for its installation.
+            restricted = {member.parts for member in self._members_in_kernel() or () if member.set_name == FILTERED}
+            left_over = {
+                element for element in left_over if tuple((value, value) for value in element.outside) not in restricted
+            }
         self._left_over = {element.outside: element for element in left_over}
         self._left_over_inside = {element.inside: element for element in left_over}
         try:
@@ -369,7 +306,8 @@ class NftablesBackend:
     def _put_all(self) -> None:
         assert self._nftables is not None
         elements = [*self._elements.values(), *self._left_over.values()]
-        self._nftables.run(ruleset(self._options, elements))
+        members = [member for listed in self._members.values() for member in listed]
+        self._nftables.run(ruleset(self._options, elements, members))
         self._external = {element.outside.address for element in elements}
         self._rules = self._nftables.list_terse(f"table inet {TABLE}")
 
@@ -377,13 +315,24 @@ class NftablesBackend:
         """All mappings of the kernel's table, or None where it has none, or not one element for each in both maps."""
         assert self._nftables is not None
         try:
-            inward = _pairs(self._nftables.list_json(f"map inet {TABLE} inward"))
-            outward = _pairs(self._nftables.list_json(f"map inet {TABLE} outward"))
+            inward = pairs(self._nftables.list_json(f"map inet {TABLE} inward"))
+            outward = pairs(self._nftables.list_json(f"map inet {TABLE} outward"))
         except (NftablesError, ValueError, KeyError, TypeError, IndexError):
             return None
         if {(host, kind, port): (address, outer) for (address, kind, outer), (host, port) in inward.items()} != outward:
             return None
         return {Element(Outside(*key), Inside(host, key[1], port)) for key, (host, port) in inward.items()}
+
+    def _members_in_kernel(self) -> set[Member] | None:
+        """All filters and pinholes of the kernel's table; None where its sets are not as they should be."""
+        assert self._nftables is not None
+        found: set[Member] = set()
+        try:
+            for name in (FILTERED, ADMITTED, *((PINHOLES, PINHOLES_FROM) if self._options.ipv6 else ())):
+                found |= members_of(name, self._nftables.list_json(f"set inet {TABLE} {name}"))
+        except (NftablesError, ValueError, KeyError, TypeError, IndexError):
+            return None
+        return found
 
     def _is_intact(self) -> bool:
         assert self._nftables is not None
@@ -392,7 +341,9 @@ class NftablesBackend:
                 return False
         except NftablesError:
             return False
-        return self._elements_in_kernel() == {*self._elements.values(), *self._left_over.values()}
+        if self._elements_in_kernel() != {*self._elements.values(), *self._left_over.values()}:
+            return False
+        return self._members_in_kernel() == {member for listed in self._members.values() for member in listed}
 
     def _hear(self) -> None:
         """Somebody changed a ruleset; ours, perhaps."""
@@ -458,7 +409,7 @@ class NftablesBackend:
         assert self._nftables is not None
         self._log.info("elements of an earlier run removed", count=len(left_over))
         with contextlib.suppress(NftablesError):
-            self._nftables.run("\n".join(_deletions(left_over)))
+            self._nftables.run("\n".join(deletions(left_over)))
         # They may be too many for `_change`; whether it worked is seen when the table is compared.
         self._suspect_change()
 
@@ -476,6 +427,19 @@ class NftablesBackend:
 
     def _is_new_address(self, element: Element) -> bool:
         return self._options.hairpin and element.outside.address not in self._external
+
+    def _open_pinhole(self, install: Install) -> None:
+        key = install.mapping.key
+        if not self._options.ipv6:
+            raise InstallRefusedError("IPv6 is left to others ([nftables] ipv6)")
+        members = pinhole_members(key, install.mapping.filters)
+        self._members[install.number] = members
+        self._pinholes[install.number] = key
+        try:
+            self._change([member.change() for member in members])
+        except NftablesError as error:
+            del self._members[install.number], self._pinholes[install.number]
+            raise InstallRefusedError(f"nftables: {error}") from error
 
     def _forget(self, number: int) -> Element | None:
         element = self._elements.pop(number, None)
@@ -519,36 +483,6 @@ def _next_generation(generation: int) -> int:
     return (generation + 1) & 0xFFFFFFFF or 1
 
 
-def _packed(end: Outside | Inside, *, is_key: bool) -> bytes:
-    address, port = socket.inet_aton(end[0]), end.port.to_bytes(2, "big")
-    return packed(address, bytes([end.transport]), port) if is_key else packed(address, port)
-
-
-def _entries(element: Element, *, external: bool) -> list[ElementChange]:
-    outside, inside = element
-    entries = [
-        ElementChange("inward", _packed(outside, is_key=True), _packed(inside, is_key=False)),
-        ElementChange("outward", _packed(inside, is_key=True), _packed(outside, is_key=False)),
-    ]
-    if external:
-        entries.append(ElementChange("external", socket.inet_aton(outside.address)))
-    return entries
-
-
-def _removals(elements: Iterable[Element]) -> list[ElementChange]:
-    return [
-        ElementChange(name, _packed(end, is_key=True), is_deletion=True)
-        for outside, inside in elements
-        for name, end in (("inward", outside), ("outward", inside))
-    ]
-
-
-def _endings(element: Element) -> list[ElementChange]:
-    if element.inside.transport != Transport.TCP:
-        return []
-    return [ElementChange("ended", _packed(element.inside, is_key=True))]
-
-
 def _element(install: Install) -> Element:
     mapping = install.mapping
     key = mapping.key
@@ -559,10 +493,6 @@ def _element(install: Install) -> Element:
     return Element(
         Outside(address, int(key.transport), mapping.external_port), Inside(host, int(key.transport), key.port)
     )
-
-
-def _place(end: Outside | Inside) -> tuple[str, int]:
-    return end[0], end.port
 
 
 def _flows_of(element: Element) -> set[Pattern]:
@@ -589,17 +519,3 @@ def _must_be_free(outside: Outside) -> None:
             # Closed connections that linger are no obstacle, only somebody who listens is.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         _bind(probe, outside.address, outside.port)
-
-
-def _pairs(listing: str) -> dict[tuple[str, int, int], tuple[str, int]]:
-    """The elements of a map. Raises ValueError, KeyError, TypeError or IndexError on any other shape."""
-    entries: list[dict[str, Any]] = json.loads(listing)["nftables"]
-    elements = next(entry["map"] for entry in entries if "map" in entry).get("elem", [])
-    pairs = {}
-    for key, value in elements:
-        address, transport, port = key["concat"]
-        host, inner_port = value["concat"]
-        # Some versions print protocols by name whatever they are asked for.
-        number = int(Transport[transport.upper()]) if isinstance(transport, str) else int(transport)
-        pairs[str(address), number, int(port)] = (str(host), int(inner_port))
-    return pairs

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from gateway.backend.base import Backend
-from gateway.mappings import Install, Key, Mapping, Origin, Transport
+from gateway.mappings import Filter, Install, Key, Mapping, Origin, Transport
 
 LAN_HOST, LAN_ROUTER = "192.168.78.2", "192.168.78.1"
 LAN_OTHER = "192.168.78.3"
@@ -156,8 +156,11 @@ def install(
     port: int = PORT,
     number: int = 1,
     address: str = WAN_ROUTER,
+    filters: tuple[Filter, ...] = (),
 ) -> None:
-    mapping = Mapping(key=Key(transport, *inside), external_port=port, origin=Origin.NATPMP, expires_at=1e9)
+    mapping = Mapping(
+        key=Key(transport, *inside), external_port=port, origin=Origin.NATPMP, expires_at=1e9, filters=filters
+    )
     backend.install(Install(number, mapping, address))
 
 

@@ -22,13 +22,16 @@ def give_public_address(network: Network) -> None:
 
 
 @contextlib.contextmanager
-def gateway(network: Network, directory: Path, more: str = "", *, address: str = PUBLIC) -> Iterator[Path]:
-    """Run the gateway with the kernel's back end and UPnP; gives its log. `more` is TOML."""
+def gateway(
+    network: Network, directory: Path, more: str = "", *, nftables: str = "", address: str = PUBLIC
+) -> Iterator[Path]:
+    """Run the gateway with the kernel's back end and UPnP; gives its log. `more` is TOML, `nftables` of its table."""
     config, log = directory / "gateway.toml", directory / "gateway.log"
     if "[igd]" not in more:
         more += "\n[igd]\nenabled = true\n"
     config.write_text(
-        f'backend = "nftables"\n[nftables]\nwan_interface = "{WAN_LINK}"\n[lan]\ninterfaces = ["{LAN_LINK}"]\n'
+        f'backend = "nftables"\n[nftables]\nwan_interface = "{WAN_LINK}"\n{nftables}'
+        f'[lan]\ninterfaces = ["{LAN_LINK}"]\n'
         f'[external]\naddress = "{address}"\n[state]\nfile = "{directory}/gateway.sqlite"\n{more}'
     )
     command = [sys.executable, "-m", "homing", "gateway", "--config", str(config)]

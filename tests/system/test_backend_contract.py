@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from gateway.backend.base import Backend
-from gateway.backend.nftables import NftablesBackend, NftablesOptions
+from gateway.backend.nftables import NftablesBackend
 from gateway.backend.relay import Relay, RelayLimits
+from gateway.backend.ruleset import NftablesOptions
 from gateway.errors import InstallRefusedError
-from gateway.mappings import Transport
+from gateway.mappings import Filter, Transport
 from tests.support.namespaces import (
     LAN_HOST,
     LAN_OTHER,
@@ -124,6 +125,72 @@ async def test_the_router_reaches_its_own_mappings(network: Network, backend: Ba
         assert datagram == b"local"
         inside.sendto(b"back", peer)
         assert await hear(router) == (b"back", (WAN_ROUTER, PORT))
+
+
+async def is_heard(inside: socket.socket, outside: socket.socket) -> bool:
+    outside.sendto(b"knock", (WAN_ROUTER, PORT))
+    try:
+        datagram, peer = await hear(inside, 0.4)
+    except TimeoutError:
+        return False
+    inside.sendto(datagram, peer)
+    return await hear(outside) == (b"knock", (WAN_ROUTER, PORT))
+
+
+@pytest.mark.rfc("6887", "13.3")
+async def test_filters_let_in_whom_they_name(network: Network, backend: Backend) -> None:
+    with (
+        network.udp(network.lan, LAN_HOST) as inside,
+        network.udp(network.wan, WAN_HOST, 40001) as friend,
+        network.udp(network.wan, WAN_HOST, 40002) as other,
+    ):
+        here = Filter(f"{WAN_HOST}/32", 0)
+        install(backend, inside.getsockname(), filters=(Filter(f"{WAN_HOST}/32", 40001), Filter("203.0.113.0/24", 0)))
+        assert await is_heard(inside, friend)
+        assert not await is_heard(inside, other)
+        # Larger and smaller networks, with and without ports, one around the other.
+        backend.restrict(1, (Filter("198.51.0.0/16", 40003), Filter("198.0.0.0/8", 40001), here))
+        assert await is_heard(inside, other)
+        assert await is_heard(inside, friend)
+        # Who is out again is out at once, its flow included.
+        backend.restrict(1, (Filter(f"{WAN_HOST}/32", 40001),))
+        await asyncio.sleep(CLOSED_SECONDS)
+        assert not await is_heard(inside, other)
+        assert await is_heard(inside, friend)
+        backend.restrict(1, ())
+        await asyncio.sleep(CLOSED_SECONDS)
+        assert await is_heard(inside, other)
+        backend.restrict(99, (here,))
+        backend.restrict(1, (Filter("203.0.113.0/24", 0),))
+        backend.remove(1)
+        install(backend, inside.getsockname())
+        await asyncio.sleep(CLOSED_SECONDS)
+        assert await is_heard(inside, other)
+
+
+async def test_filters_for_connections(network: Network, backend: Backend) -> None:
+    loop = asyncio.get_running_loop()
+    with (
+        network.listener(network.lan, LAN_HOST) as server,
+        network.tcp(network.wan, WAN_HOST, 40001) as friend,
+        network.tcp(network.wan, WAN_HOST, 40002) as other,
+    ):
+        install(backend, server.getsockname(), Transport.TCP, filters=(Filter(f"{WAN_HOST}/32", 40001),))
+        await connect(friend, (WAN_ROUTER, PORT))
+        with await accept(server) as inside:
+            with pytest.raises((ConnectionRefusedError, ConnectionResetError)):
+                await connect(other, (WAN_ROUTER, PORT))
+                await read(other)
+                raise ConnectionResetError
+            await loop.sock_sendall(friend, b"still")
+            assert await read(inside) == b"still"
+            backend.restrict(1, (Filter(f"{WAN_HOST}/32", 40003),))
+            await asyncio.sleep(CLOSED_SECONDS)
+            with pytest.raises((ConnectionResetError, TimeoutError, BrokenPipeError)):
+                await loop.sock_sendall(friend, b"after")
+                async with asyncio.timeout(1):
+                    assert await loop.sock_recv(inside, 100) != b"after"
+                raise ConnectionResetError
 
 
 async def test_only_what_is_mapped_is_open(network: Network, backend: Backend) -> None:

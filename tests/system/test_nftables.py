@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from gateway.backend.libnftables import Nftables, NftablesError
-from gateway.backend.nftables import CLAIM_SECONDS, NftablesBackend, NftablesOptions
+from gateway.backend.nftables import CLAIM_SECONDS, NftablesBackend
+from gateway.backend.ruleset import NftablesOptions
 from gateway.config import GatewayConfig
 from gateway.errors import InstallRefusedError, StartError
 from gateway.mappings import Transport
@@ -343,7 +344,7 @@ async def test_a_table_of_another_shape_is_replaced(network: Network) -> None:
 
 async def test_only_ipv4_is_mapped(network: Network) -> None:
     async with carrying() as backend:
-        with pytest.raises(InstallRefusedError, match="only IPv4"):
+        with pytest.raises(InstallRefusedError, match="IPv6 is left to others"):
             install(backend, ("fd00::2", INNER_PORT))
 
 
@@ -372,7 +373,8 @@ def test_a_missing_capability_is_one_plain_line(network: Network) -> None:
     """Of a process that has given up all capabilities; in a child, for there is no way back."""
     script = f"""
 import asyncio, ctypes, struct, sys
-from gateway.backend.nftables import NftablesBackend, NftablesOptions
+from gateway.backend.nftables import NftablesBackend
+from gateway.backend.ruleset import NftablesOptions
 from gateway.errors import StartError
 header, none = struct.pack("=Ii", 0x20080522, 0), bytes(24)
 assert ctypes.CDLL(None).capset(header, none) == 0

@@ -41,7 +41,11 @@ class Desk:
     """Both front ends and one table, with a back end that accepts everything but the ports in `taken`."""
 
     def __init__(
-        self, limits: Limits | None = None, address: str | None = str(EXTERNAL), third_party: bool = False
+        self,
+        limits: Limits | None = None,
+        address: str | None = str(EXTERNAL),
+        third_party: bool = False,
+        pinholes: bool = False,
     ) -> None:
         self.now = 0.0
         self.taken: set[int] = set()
@@ -49,7 +53,8 @@ class Desk:
         self.changes: list[Change] = []
         self.table = MappingTable(limits or Limits(), now=-EPOCH)
         self.table.set_external_address(address, now=0.0)
-        self.front_end = PcpFrontEnd(self.table, third_party=third_party, own_addresses=frozenset({"192.168.1.1"}))
+        own = frozenset({"192.168.1.1", "2001:db8::1"})
+        self.front_end = PcpFrontEnd(self.table, third_party=third_party, pinholes=pinholes, own_addresses=own)
         self.natpmp = NatPmpFrontEnd(self.table)
         self.settle()
 
@@ -134,6 +139,17 @@ def mapping(
     return Request(opcode=Opcode.MAP, lifetime=lifetime, client=client, body=body, options=options)
 
 
+STRANGER = IPv4Address("203.0.113.9")
+
+
+def some_filter(prefix_length: int = 128, port: int = 0, address: Address = STRANGER) -> Filter:
+    return Filter(prefix_length=prefix_length, remote_port=port, address=address)
+
+
+def one_peer(number: int) -> Filter:
+    return some_filter(address=IPv4Address("203.0.113.0") + number)
+
+
 ANNOUNCE = Request(opcode=Opcode.ANNOUNCE, lifetime=0, client=IPv4Address(A.host))
 CLIENT = IPv4Address(A.host)
 MAP = mapping(80, 8080).encode()
@@ -175,7 +191,17 @@ ORDER: list[tuple[str, bytes, tuple[int, int] | None]] = [
     ("option of PCP authentication", MAP + b"\4\0\0\0", (5, LONG)),
     ("THIRD_PARTY, off", mapping(80, 0, 60, ThirdParty(IPv4Address(B.host))).encode(), (5, LONG)),
     ("THIRD_PARTY of a wrong length, off", MAP + b"\1\0\0\0", (5, LONG)),
-    ("FILTER", mapping(80, 0, 60, Filter(prefix_length=128, remote_port=0, address=EXTERNAL)).encode(), (5, LONG)),
+    ("FILTER to delete", mapping(80, 0, 0, some_filter()).encode(), (6, LONG)),
+    ("FILTER of a wrong length", MAP + b"\3\0\0\4\0\0\0\0", (6, LONG)),
+    ("FILTER with an impossible prefix", mapping(80, 0, 60, some_filter(129)).encode(), (6, LONG)),
+    ("FILTER of IPv4 with a prefix of IPv6", mapping(80, 0, 60, some_filter(95)).encode(), (6, LONG)),
+    (
+        "FILTER of IPv6 for IPv4",
+        mapping(80, 0, 60, some_filter(64, address=IPv6Address("2001:db8::"))).encode(),
+        (6, LONG),
+    ),
+    ("FILTER on ANNOUNCE", announce_with(some_filter()), (6, LONG)),
+    ("more FILTERs than there may be", mapping(80, 0, 60, *map(one_peer, range(17))).encode(), (13, LONG)),
     ("PREFER_FAILURE without a port", mapping(80, 0, 60, PreferFailure()).encode(), (6, LONG)),
     ("PREFER_FAILURE to delete", mapping(80, 8080, 0, PreferFailure()).encode(), (6, LONG)),
     ("PREFER_FAILURE on ANNOUNCE", announce_with(PreferFailure()), (6, LONG)),
@@ -506,8 +532,77 @@ def test_third_party_of_a_wrong_length() -> None:
 
 
 @pytest.mark.parametrize("lifetime", [3600, 0])
-def test_no_back_end_opens_an_ipv6_firewall(lifetime: int) -> None:
+def test_a_back_end_that_opens_no_ipv6_firewall(lifetime: int) -> None:
     assert Desk().map(mapping(80, 80, lifetime, peer=SIX), SIX) == "9: 80 1800"
+
+
+@pytest.mark.rfc("6887", "11")
+def test_a_pinhole_is_the_hosts_own_port_and_address() -> None:
+    desk = Desk(pinholes=True, address=None)
+    anywhere = IPv6Address("2001:db8:ffff::7")
+    assert desk.map(mapping(80, 8080, peer=SIX, address=anywhere), SIX) == f"0: 80 3600 {SIX.host}"
+    assert desk.map(mapping(80, 8080, 60, peer=SIX), SIX) == f"0: 80 120 {SIX.host}"
+    assert desk.map(mapping(80, nonce=OTHER_NONCE, peer=SIX), SIX).startswith("2: ")
+    assert desk.map(mapping(81, 82, 60, PreferFailure(), peer=SIX), SIX) == "11: 82 30"
+    assert desk.map(mapping(82, 82, 60, PreferFailure(), peer=SIX), SIX) == f"0: 82 120 {SIX.host}"
+    assert desk.map(mapping(80, 0, 0, peer=SIX, address=IPv6Address("::")), SIX) == "0: 0 0 ::"
+    assert {found.key for found in desk.table.mappings()} == {Key(Transport.TCP, SIX.host, 82)}
+
+
+def test_a_pinhole_with_filters() -> None:
+    desk = Desk(pinholes=True)
+    network = some_filter(48, 443, IPv6Address("2001:db8:5::"))
+    assert desk.map(mapping(80, 0, 60, network, peer=SIX), SIX) == f"0: 80 120 {SIX.host}"
+    (found,) = desk.table.mappings()
+    assert found.filters == (("2001:db8:5::/48", 443),)
+    assert desk.map(mapping(80, 0, 60, some_filter(), peer=SIX), SIX).startswith("6: ")
+
+
+def test_addresses_of_the_link_are_no_end_of_a_pinhole() -> None:
+    link = Peer(0, "fe80::10%eth0", 40000)
+    client = IPv6Address("fe80::10")
+    request = replace(mapping(80, peer=SIX), client=client)
+    assert Desk(pinholes=True).map(request, link) == "2: 0 1800"
+
+
+@pytest.mark.parametrize(
+    ("third", "result"),
+    [("2001:db8::11", 0), ("2001:db8::1", 2), ("2001:db8:0:1::11", 2), ("fe80::11", 2), (SIX.host, 3)],
+)
+def test_third_parties_of_ipv6_are_neighbours(third: str, result: int) -> None:
+    desk = Desk(pinholes=True, third_party=True)
+    request = mapping(80, 0, 60, ThirdParty(IPv6Address(third)), peer=SIX)
+    assert desk.ask(request, SIX).result == result
+
+
+# -- FILTER --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.rfc("6887", "13.3")
+def test_filters_of_one_request_and_of_the_next() -> None:
+    desk = Desk()
+    first = some_filter(96 + 24, 0, IPv4Address("203.0.113.9"))
+    response = desk.ask(mapping(80, 0, 60, first, one_peer(1)))
+    assert response.options == (first, one_peer(1))
+    assert desk.table.mappings()[0].filters == (("203.0.113.0/24", 0), ("203.0.113.1/32", 0))
+    desk.ask(mapping(80, 0, 60, some_filter(port=80)))
+    assert len(desk.table.mappings()[0].filters) == 3
+    desk.ask(mapping(80, 0, 60))
+    assert len(desk.table.mappings()[0].filters) == 3
+    desk.ask(mapping(80, 0, 60, one_peer(2), some_filter(0, 0, NOWHERE), one_peer(3)))
+    assert desk.table.mappings()[0].filters == (("203.0.113.3/32", 0),)
+    assert desk.ask(mapping(80, 0, 60, *map(one_peer, range(10, 26)))).result == ResultCode.EXCESSIVE_REMOTE_PEERS
+    assert desk.table.mappings()[0].filters == (("203.0.113.3/32", 0),)
+    assert desk.ask(mapping(80, 0, 60, some_filter(0), *map(one_peer, range(10, 26)))).result == ResultCode.SUCCESS
+    desk.ask(mapping(80, 0, 60, some_filter(0)))
+    assert desk.table.mappings()[0].filters == ()
+
+
+def test_natpmp_leaves_filters_as_they_are() -> None:
+    desk = Desk()
+    desk.ask(mapping(80, 8080, 60, some_filter()))
+    assert desk.map_natpmp(80) == "0: 8080 3600"
+    assert len(desk.table.mappings()[0].filters) == 1
 
 
 # -- mapping updates -----------------------------------------------------------------------------------------------
