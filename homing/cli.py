@@ -12,6 +12,7 @@ import typer
 
 from homing.cert_command import cert
 from homing.config_file import ConfigError, effective, load, to_toml
+from homing.explain_command import explain_
 from homing.gateway_commands import gateway_app
 from homing.journal_commands import history, tail, undo
 from homing.key_commands import key_app
@@ -56,6 +57,7 @@ app.add_typer(key_app, name="key")
 app.add_typer(zone_app, name="zone")
 app.add_typer(gateway_app, name="gateway")
 app.command()(lab)
+app.command("explain")(explain_)
 app.command()(history)
 app.command()(undo)
 app.command()(tail)

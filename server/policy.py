@@ -26,7 +26,6 @@ NOT_FOR_MEMBERS: Final = frozenset(
 """Types that a rule without `types` does not let anyone but an administrator change."""
 TARGET_TYPES: Final = frozenset((Type.PTR, Type.CNAME, Type.SRV))
 _SRV_TARGET: Final = 6  # octets of an SRV's rdata before its target
-_SAID: Final = 2  # own rules that a refusal spells out
 
 
 class Action(StrEnum):
@@ -339,9 +338,7 @@ class KeyPolicy:
         if action is Action.UPDATE and self.domain is not None and is_discovery_name(key, self.domain):
             return f"{to_text(key)} is kept by the service, {self.who} may not change it"
         if self.is_narrowed:
-            own = [rule.rule.text() for rule in self.rules if rule.label.startswith("rule ")]
-            more = f" and {len(own) - _SAID} more" if len(own) > _SAID else ""
-            return f"{self.who} may not {self._what(action, key, rtype)}: narrowed to {'; '.join(own[:_SAID])}{more}"
+            return f"{self.who} may not {self._what(action, key, rtype)}: it is narrowed, and no rule of it allows that"
         if self.domain is not None and action is Action.UPDATE:
             if is_at_or_below(key, self.domain):
                 return f"{self.who} may not change type {type_text(rtype)} ({to_text(key)})"
