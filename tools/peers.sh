@@ -12,6 +12,7 @@ need knsupdate knot-dnsutils
 need natpmpc natpmpc
 need miniupnpd miniupnpd-nftables
 need upnpc miniupnpc
+need tcpdump tcpdump
 need dnsperf dnsperf
 need named bind9
 need knotd knot
