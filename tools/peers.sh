@@ -13,6 +13,9 @@ need natpmpc natpmpc
 need miniupnpd miniupnpd-nftables
 need upnpc miniupnpc
 need tcpdump tcpdump
+need dnsmasq dnsmasq-base
+need kea-dhcp4 kea-dhcp4-server
+need busybox busybox
 need dnsperf dnsperf
 need named bind9
 need knotd knot
