@@ -11,12 +11,14 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from homing.config_file import to_toml
+from tests.support.gateways import ask_control
 from tests.support.namespaces import LAN_HOST, LAN_LINK, WAN_LINK, Network, made, must_have
-from tests.support.processes import homing, start
+from tests.support.processes import HOMING, start
 
 SECONDS = 20.0
 LEASED = "192.168.78.50"
@@ -54,8 +56,19 @@ def running(*command: str, log: Path, environment: dict[str, str] | None = None)
             process.wait(SECONDS)
 
 
+ROUTER_FILES = Path(__file__).parents[2] / "docs" / "router"
+
+
+def hook_environment(directory: Path) -> dict[str, str]:
+    """For the hooks of docs/router: a program `homing` on the path, and where its gateway is."""
+    command = directory / "homing"
+    command.write_text(f'#!/bin/sh\nPYTHONPATH={ROUTER_FILES.parents[1]} exec {" ".join(HOMING)} "$@"\n')
+    command.chmod(0o755)
+    return {"PATH": f"{directory}:{PROGRAMS}", "HOMING_GATEWAY_SOCKET": str(directory / "control")}
+
+
 @contextlib.contextmanager
-def dnsmasq(directory: Path) -> Iterator[Path]:
+def dnsmasq(directory: Path, *, hook: bool) -> Iterator[Path]:
     leases = directory / "dnsmasq.leases"
     command = [
         program("dnsmasq"),
@@ -68,15 +81,25 @@ def dnsmasq(directory: Path) -> Iterator[Path]:
         f"--dhcp-range={LEASED},{LEASED},2m",
         f"--dhcp-leasefile={leases}",
         f"--pid-file={directory / 'dnsmasq.pid'}",
+        *([f"--dhcp-script={ROUTER_FILES / 'dnsmasq-host-gone'}"] if hook else []),
     ]
-    with running(*command, log=directory / "dnsmasq.log"):
+    with running(*command, log=directory / "dnsmasq.log", environment=hook_environment(directory)):
         yield leases
 
 
 @contextlib.contextmanager
-def kea(directory: Path) -> Iterator[Path]:
+def kea(directory: Path, *, hook: bool) -> Iterator[Path]:
     leases = directory / "kea-leases4.csv"
     config = directory / "kea.json"
+    libraries = []
+    if hook:
+        # Kea hands its own environment on to no script.
+        environment = "".join(f"export {name}={value}\n" for name, value in hook_environment(directory).items())
+        script = directory / "kea-host-gone"
+        script.write_text(f'#!/bin/sh\n{environment}exec {ROUTER_FILES / "kea-host-gone"} "$@"\n')
+        script.chmod(0o755)
+        library = next(Path("/usr/lib").glob("**/libdhcp_run_script.so"))
+        libraries = [{"library": str(library), "parameters": {"name": str(script), "sync": False}}]
     config.write_text(
         json.dumps(
             {
@@ -84,6 +107,7 @@ def kea(directory: Path) -> Iterator[Path]:
                     "interfaces-config": {"interfaces": [LAN_LINK]},
                     "lease-database": {"type": "memfile", "persist": True, "name": str(leases), "lfc-interval": 0},
                     "valid-lifetime": 120,
+                    "hooks-libraries": libraries,
                     "subnet4": [{"subnet": "192.168.78.0/24", "pools": [{"pool": f"{LEASED} - {LEASED}"}]}],
                 }
             }
@@ -120,31 +144,31 @@ def until(condition: Callable[[], object]) -> None:
 
 
 @pytest.mark.rfc("6281", "4.2")
+@pytest.mark.parametrize("hook", [False, True])
 @pytest.mark.parametrize("server", [dnsmasq, kea])
 def test_a_released_lease_ends_the_mappings_of_its_host(
-    network: Network, tmp_path: Path, server: Callable[[Path], contextlib.AbstractContextManager[Path]]
+    network: Network, tmp_path: Path, server: Callable[..., contextlib.AbstractContextManager[Path]], hook: bool
 ) -> None:
-    def mapped() -> list[str]:
-        done = homing("gateway", "list", "--json", "--socket", tmp_path / "control")
-        assert done.code == 0, done.err
-        return [row["internal"] for row in done.json]
+    """By the lease file, or by the hook that docs/router has for it."""
 
-    with server(tmp_path) as leases, host(network, tmp_path) as client:
+    def mapped() -> list[str]:
+        return [row["internal"] for row in ask_control(tmp_path / "control", do="list")["mappings"]]
+
+    with server(tmp_path, hook=hook) as leases, host(network, tmp_path) as client:
         config = tmp_path / "gateway.toml"
-        config.write_text(
-            to_toml(
-                {
-                    "backend": "nftables",
-                    "nftables": {"wan_interface": WAN_LINK},
-                    "lan": {"interfaces": [LAN_LINK]},
-                    "state": {"file": "state.sqlite"},
-                    "control": {"socket": "control"},
-                    "dhcp": {"server": server.__name__, "lease_file": str(leases)},
-                }
-            )
-        )
+        tables: dict[str, Any] = {
+            "backend": "nftables",
+            "nftables": {"wan_interface": WAN_LINK},
+            "lan": {"interfaces": [LAN_LINK]},
+            "state": {"file": "state.sqlite"},
+            "control": {"socket": "control"},
+        }
+        if not hook:
+            tables["dhcp"] = {"server": server.__name__, "lease_file": str(leases)}
+        config.write_text(to_toml(tables))
         with start("gateway", config) as gateway:
-            time.sleep(3)  # the leases are read by then
+            if not hook:
+                time.sleep(3)  # the leases are read by then
             for address in (LEASED, LAN_HOST):  # the other one has its address from nobody
                 with network.udp(network.lan, address) as sock:
                     sock.sendto(bytes.fromhex("0001000011940000 00000e10"), ("192.168.78.1", 5351))
@@ -152,4 +176,5 @@ def test_a_released_lease_ends_the_mappings_of_its_host(
             client.send_signal(signal.SIGTERM)
             client.wait(SECONDS)
             until(lambda: mapped() == [f"{LAN_HOST}:4500"])
-            assert f"mappings ended with a DHCP lease  host={LEASED}" in gateway.log
+            if not hook:
+                assert f"mappings ended with a DHCP lease  host={LEASED}" in gateway.log

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -89,3 +90,15 @@ async def until(condition: Callable[[], object], seconds: float = WAIT) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+def ask_control(path: Path, **request: Any) -> Any:
+    """One request over a gateway's control socket; spares a start of the program."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(WAIT)
+        sock.connect(str(path))
+        sock.sendall(json.dumps(request).encode() + b"\n")
+        with sock.makefile("rb") as answers:
+            answer = json.loads(answers.readline())
+    assert answer.pop("ok"), answer
+    return answer

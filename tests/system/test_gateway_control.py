@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from homing.config_file import to_toml
-from tests.support.gateways import EXTERNAL, HOST_A, HOST_B, SECOND_EXTERNAL, free_port
+from tests.support.gateways import EXTERNAL, HOST_A, HOST_B, SECOND_EXTERNAL, ask_control, free_port
 from tests.support.processes import HOMING, Running, homing, start
 
 SECONDS = 10.0
@@ -50,7 +50,7 @@ class Owner:
         return done.out if code == 0 else done.err
 
     def list(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = json.loads(self("list", "--json"))
+        found: list[dict[str, Any]] = ask_control(self._socket, do="list")["mappings"]
         return found
 
     def raw(self, *lines: bytes) -> list[dict[str, Any]]:
@@ -90,7 +90,7 @@ def test_an_owner_sees_adds_and_ends_mappings(tmp_path: Path) -> None:
         external = map_udp(gateway, 4500)
         owner("add", "tcp", str(port), "127.0.0.11:80")
         owner("add", "tcp", str(port), "127.0.0.11:80")  # again: nothing changes
-        by_port = {row["external_port"]: row for row in owner.list()}
+        by_port = {row["external_port"]: row for row in json.loads(owner("list", "--json"))}
         assert by_port[external] | {"remaining_seconds": 0} == {
             "transport": "udp",
             "external_address": EXTERNAL,

@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 
 from homing.config_file import to_toml
+from tests.support.gateways import ask_control
 from tests.support.namespaces import LAN_HOST, LAN_LINK, LAN_ROUTER, WAN_LINK, Network, made
-from tests.support.processes import Running, homing, start
+from tests.support.processes import Running, start
 
 PORTS = range(10000, 10060)
 SECONDS = 10.0
@@ -115,10 +116,8 @@ def in_kernel(network: Network) -> Ends:
 
 
 def in_table(directory: Path) -> Ends:
-    done = homing("gateway", "list", "--json", "--socket", directory / "control")
-    assert done.code == 0, done.err
     found: Ends = {}
-    for row in done.json:
+    for row in ask_control(directory / "control", do="list")["mappings"]:
         host, _, port = row["internal"].rpartition(":")
         found[row["transport"], row["external_port"]] = (host, int(port))
     return found
