@@ -1,9 +1,9 @@
 """`python -m bench.watch_loss`: how long a change takes to a watcher behind a link that loses packets.
 
-Two network namespaces joined by a veth pair, each dropping a share of what comes in at random (by nftables, as not every
-kernel has netem). `homing serve` in one, `homing watch` in the other; updates are sent beside the server, where nothing
-is lost. After each update the watcher must have the new address; the time from the update's reply to the watcher's line
-is taken. Needs root, `ip` and `nft`; touches no namespace but its own.
+Two network namespaces joined by a veth pair, each dropping a share of what comes in at random (by nftables: not every
+kernel has netem). `homing serve` in one, `homing watch` in the other; updates are sent beside the server, where
+nothing is lost. After each update the watcher must have the new address; the time from the update's reply to the
+watcher's line is taken. Needs root, `ip` and `nft`; touches no namespace but its own.
 """
 
 import argparse
