@@ -10,7 +10,7 @@ from typing import Final
 
 from protocol.constants import Type
 from protocol.name import fold, to_text
-from server.discovery import domain_records, is_discovery_name, service_records, soa_rdata
+from server.discovery import domain_records, is_discovery_name, service_records, soa_rdata, without
 from server.operation import (
     Service,
     add_record,
@@ -19,11 +19,12 @@ from server.operation import (
     find_member,
     in_transaction,
     read_service,
+    remove_record,
     service_row,
 )
 from server.store.api import MemberRow, Store, Transaction, ZoneRow
 from server.zone.draft import Draft
-from server.zone.model import StoredRR
+from server.zone.model import RR, StoredRR
 from server.zone.node import Node, node_from_records
 from server.zone.zone import Zone
 
@@ -77,8 +78,7 @@ async def _split(transaction: Transaction, service: Service, parent: ZoneRow, ro
     )
     own = Draft(Zone(zone_id, row.domain, serial, soa, ttl, row.id))
     _put_nodes(own, nodes)
-    for record in records:
-        add_record(own, record)
+    _turn(own, domain_records(row.domain, service.server, is_zone=False), records)
     await commit_draft(transaction, own, now)
     above = await draft_on(transaction, parent, nodes)
     glue = _glue(service, nodes)
@@ -101,8 +101,8 @@ async def _join(
     for owner in occluded:
         above.touched[owner] = None
     _put_nodes(above, nodes)
-    for record in domain_records(row.domain, service.server, is_zone=False):
-        add_record(above, record)
+    as_zone = domain_records(row.domain, service.server, is_zone=True)
+    _turn(above, as_zone, domain_records(row.domain, service.server, is_zone=False))
     await commit_draft(transaction, above, now)
     return _of_the_member(nodes, row.domain)
 
@@ -112,6 +112,14 @@ def _put_nodes(draft: Draft, nodes: dict[bytes, list[StoredRR]]) -> None:
     for owner, records in nodes.items():
         if records:
             draft.touched[owner] = node_from_records(records)
+
+
+def _turn(draft: Draft, before: Iterable[RR], after: Iterable[RR]) -> None:
+    """The service keeps other records there in the other form: DNS Push is not announced where all is signed."""
+    for record in without(before, after):
+        remove_record(draft, record)
+    for record in after:
+        add_record(draft, record)
 
 
 def _glue(service: Service, nodes: Iterable[bytes]) -> dict[bytes, Node]:

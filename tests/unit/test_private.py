@@ -1,5 +1,7 @@
 """A member's names move between the service zone and a zone of its own: records, leases, keys, journals."""
 
+from dataclasses import replace
+
 import pytest
 
 from protocol.constants import Type
@@ -97,15 +99,16 @@ async def test_there_and_back_again() -> None:
     assert again is not None and again.serial > own.serial, "secondaries of the member's own see it go on"
 
 
-async def test_it_is_as_if_made_so() -> None:
+@pytest.mark.parametrize("server", [SERVER, replace(SERVER, push=True)], ids=["llq", "push"])
+async def test_it_is_as_if_made_so(server: NameServer) -> None:
     """Made private and turned is what is made open, and the other way round."""
-    turned, made = await make(), await make(private=True)
+    turned, made = await make(server), await make(server, private=True)
     await set_private(turned, "alice", True, now=NOW)
     for apex in (ZONE, DOMAIN):
         assert await rows(turned, apex) == await rows(made, apex)
     await set_private(made, "alice", False, now=NOW)
     await set_private(turned, "alice", False, now=NOW)
-    assert await rows(turned, ZONE) == await rows(made, ZONE) == await rows(await make(), ZONE)
+    assert await rows(turned, ZONE) == await rows(made, ZONE) == await rows(await make(server), ZONE)
 
 
 async def test_what_cannot_be() -> None:
