@@ -12,7 +12,7 @@ from protocol.serial import next_serial
 from server.change_text import soa_described, told
 from server.operation import OPERATOR
 from server.rdata_text import type_name
-from server.store.api import JournalRow, Reader, ZoneRow
+from server.store.api import PRUNED, JournalRow, Reader, ZoneRow
 from server.zone.draft import Draft, commit_of
 from server.zone.model import RR, Change, RowKey, StoredRR, ZoneCommit
 from server.zone.node import RRset
@@ -66,14 +66,17 @@ class NameHistory:
     present: list[StoredRR]
     steps: list[Past] = field(default_factory=list)
     begins_at: int | None = None  # of the journal
+    begins_from: int | None = None  # the serial its first step starts from
+    is_pruned: bool = False  # whether steps before that are gone
 
 
 async def read_history(reader: Reader, zone: ZoneRow, key: bytes) -> NameHistory:
     """All the journal says of a name."""
     found = NameHistory(zone, key, (await reader.load_nodes(zone.id, (key,))).get(key, []))
+    found.is_pruned = await reader.meta(PRUNED) is not None
     async for entry in entries(reader, zone.id):
         if found.begins_at is None:
-            found.begins_at = entry.change.at
+            found.begins_at, found.begins_from = entry.change.at, entry.change.serial_from
         removed, added = ([rr for rr in side if fold(rr.owner) == key] for side in told(entry.change))
         if removed or added:
             found.steps.append(Past(entry.change, removed, added))

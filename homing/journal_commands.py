@@ -33,7 +33,7 @@ from homing.zone_import import changeable_row, zone_row
 from protocol.name import fold, from_text, is_at_or_below, to_text
 from server.change_text import change_json, rr_json, time_text, told
 from server.operation import read_service
-from server.store.api import Reader, Store
+from server.store.api import PRUNED, Reader, Store
 from server.zone.model import RR, Actor, Change
 
 POLL_SECONDS: Final = 0.5  # as often as a server looks
@@ -95,12 +95,25 @@ def _print_history(found: NameHistory, as_json: bool) -> None:
         changes = [change_json(past.change, past.removed, past.added) for past in found.steps]
         records = [{**rr_json(RR(*row[:4])), "expires_at": _expiry(row.expires_at)} for row in live]
         return print_json(
-            {"name": to_text(found.key), "zone": to_text(found.zone.apex), "changes": changes, "now": records}
+            {
+                "name": to_text(found.key),
+                "zone": to_text(found.zone.apex),
+                "journal": {
+                    "since": None if found.begins_at is None else time_text(found.begins_at),
+                    "serial_from": found.begins_from,
+                    "pruned": found.is_pruned,
+                },
+                "changes": changes,
+                "now": records,
+            }
         )
     for past in found.steps:
         _print_change(past.change, past.removed, past.added)
     if not found.steps:
         typer.echo(f"The journal says nothing of {to_text(found.key)}")
+    if found.is_pruned:
+        reach = "is empty" if found.begins_at is None else f"reaches back to {time_text(found.begins_at)}"
+        typer.echo(f"(what is older was pruned: the journal of {to_text(found.zone.apex)} {reach})")
     typer.echo(f"now: {'' if live else 'no records'}".rstrip())
     for row in live:
         lease = "" if row.expires_at is None else f"\t; lease ends in {row.expires_at - now} s"
@@ -226,6 +239,10 @@ async def _tail(store: Store, apex: bytes | None, since: int | None, as_json: bo
         generation = await store.generation()  # before reading: what is committed meanwhile shows the next time
         if generation != seen:
             seen = generation
+            pruned = int(await store.meta(PRUNED) or 0)
+            if after and pruned > after:
+                typer.echo("homing: the journal was pruned past what was shown: changes are missing here", err=True)
+                after = pruned
             async for entry in entries(store, zone_id, after):
                 after = entry.id
                 _print_committed(entry.change, as_json)

@@ -1,11 +1,11 @@
 """Master files (RFC 1035 §5, RFC 2308 §4, RFC 3597 §5): read as a stream, one record at a time, and written.
 
-Pure: lines in, records out. Memory is bounded by the longest record allowed, whatever the size of the file. $INCLUDE
-and $GENERATE are refused: a file says all that is in it.
+Pure: lines in, records out. Memory is bounded by the longest record allowed, whatever the size of the file.
+$GENERATE is refused, and $INCLUDE unless the caller says how to open files: a file says all that is in it.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, Final, NamedTuple
 
 from protocol.constants import Type, is_meta_type
@@ -16,6 +16,8 @@ from server.zone.model import RR
 from server.zone.update import MAX_RDATA_OCTETS
 
 MAX_RECORD_OCTETS: Final = 512 * 1024  # of text: 65,535 octets of rdata, each as \DDD, are a quarter of a megabyte
+MAX_INCLUDES: Final = 8  # files within each other
+Include = Callable[[str], Iterable[bytes]]
 _SPECIAL: Final = re.compile(r'["();\\]')
 _OTHER_CLASSES: Final = frozenset(("CH", "CS", "HS", "NONE", "ANY"))
 _TOKEN: Final = re.compile(
@@ -49,15 +51,20 @@ def bounded_lines(stream: BinaryIO) -> Iterator[bytes]:
 
 
 class Parser:
-    """Reads one file. `origin` is the zone's name, folded or not; names outside it are problems."""
+    """Reads one file. `origin` is the zone's name, folded or not; names outside it are problems.
 
-    def __init__(self, origin: bytes) -> None:
+    `include` gives the lines of a file that $INCLUDE names; its `OSError` is a problem on that line.
+    """
+
+    def __init__(self, origin: bytes, include: Include | None = None) -> None:
         self._zone = fold(origin)
         self._origin = origin
         self._owner: bytes | None = None
         self._owner_token = ""
         self._ttl: int | None = None  # of the last record that said one
         self._default_ttl: int | None = None  # $TTL
+        self._include = include
+        self._depth = 0
 
     def read(self, lines: Iterable[bytes]) -> Iterator[Record | Problem]:
         """What is in the file, in its order. After a problem it goes on with the next record."""
@@ -82,6 +89,9 @@ class Parser:
                     tokens += text.split()
                 if depth or not tokens:
                     continue
+                if tokens[0].upper() == "$INCLUDE" and not is_blank_owner:
+                    yield from self._included(first, tokens)
+                    continue
                 record = self._entry(tokens, is_blank_owner)
             except (_Wrong, ValueError) as error:
                 depth = 0
@@ -91,6 +101,34 @@ class Parser:
                 yield Record(first, record)
         if depth:
             yield Problem(first, "a parenthesis is not closed")
+
+    def _included(self, line: int, tokens: list[str]) -> Iterator[Record | Problem]:
+        """The records of another file, as if they stood on this line. Its origin and owner end with it (RFC 1035 §5.1).
+
+        What is wrong in it is told with its own line.
+        """
+        if self._include is None:
+            raise _Wrong("$INCLUDE is refused: put what it makes into the file, or say --include")
+        if len(tokens) not in (2, 3):
+            raise _Wrong("$INCLUDE wants a file, and perhaps an origin")
+        if self._depth == MAX_INCLUDES:
+            raise _Wrong(f"$INCLUDE within {MAX_INCLUDES} others: does a file include itself?")
+        name = tokens[1].removeprefix('"')
+        before = self._origin, self._owner, self._owner_token
+        if len(tokens) == 3:
+            self._origin = name_from(tokens[2], self._origin)
+        self._depth += 1
+        try:
+            for item in self.read(self._include(name)):
+                if isinstance(item, Problem):
+                    yield Problem(line, f"{name[:80]}:{item.line}: {item.text}", item.is_warning)
+                else:
+                    yield Record(line, item.rr)
+        except OSError as error:
+            raise _Wrong(f"cannot read {name[:80]!a}: {error.strerror or error}") from None
+        finally:
+            self._depth -= 1
+            self._origin, self._owner, self._owner_token = before
 
     @staticmethod
     def _tokens(text: str, tokens: list[str], depth: int) -> int:
@@ -175,8 +213,8 @@ class Parser:
 
     def _directive(self, tokens: list[str]) -> None:
         word = tokens[0].upper()
-        if word in ("$INCLUDE", "$GENERATE"):
-            raise _Wrong(f"{word} is refused: put what it makes into the file")
+        if word == "$GENERATE":
+            raise _Wrong("$GENERATE is refused: put what it makes into the file")
         if word not in ("$ORIGIN", "$TTL"):
             raise _Wrong(f"{tokens[0][:40]!a} is no directive")
         if len(tokens) != 2:

@@ -3,6 +3,7 @@
 They work on the database, whether or not a server runs on it: a running server follows an import by the journal.
 """
 
+import errno
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,7 +16,7 @@ import typer
 from homing.asking import confirm
 from homing.config_file import ConfigError
 from homing.database import ensure_zone, settings_of, unix_now, with_store
-from homing.master_file import record_text
+from homing.master_file import Include, bounded_lines, record_text
 from homing.options import Config
 from homing.printing import print_json
 from homing.running import OperationError
@@ -56,6 +57,9 @@ zone_app = typer.Typer(
 File = Annotated[str, typer.Argument(metavar="FILE", help="The master file; - is stdin.")]
 Target = Annotated[
     str | None, typer.Option("--zone", metavar="NAME", help="A private member's zone instead of the service's.")
+]
+Including = Annotated[
+    bool, typer.Option("--include", help="Take $INCLUDE, of files in FILE's directory and below; refused without it.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -105,6 +109,7 @@ def check_zone(
         Path | None,
         typer.Option("--config", "-c", envvar="HOMING_CONFIG", metavar="FILE", help="The TOML configuration file."),
     ] = None,
+    include: Including = False,
 ) -> None:
     """Check a master file without a database. Problems come as FILE:LINE: problem, and the exit code is 1.
 
@@ -118,14 +123,14 @@ def check_zone(
         zone = settings_of(config).zone.name
     apex = _apex(zone)
     problems = Problems()
-    with _read(file, apex, problems) as found:
+    with _read(file, apex, problems, include=include) as found:
         found.check(problems)
         _refuse(file, problems)
         typer.echo(f"{file}: {found.records} records of {to_text(apex)} and {'an' if found.soa else 'no'} SOA")
 
 
 @zone_app.command("diff")
-def diff_zone(file: File, config: Config, zone: Target = None) -> None:
+def diff_zone(file: File, config: Config, zone: Target = None, include: Including = False) -> None:
     """Show what importing a master file would change: lines with - go, lines with + come. Writes nothing.
 
     \b
@@ -142,7 +147,7 @@ def diff_zone(file: File, config: Config, zone: Target = None) -> None:
             typer.echo(_counts(difference), err=True)
 
     problems = Problems()
-    with _read(file, apex, problems) as found:
+    with _read(file, apex, problems, include=include) as found:
         _refuse(file, problems)
         with_store(settings, work)
 
@@ -153,6 +158,7 @@ def import_zone(
     config: Config,
     zone: Target = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    include: Including = False,
     as_json: Json = False,
 ) -> None:
     """Make a zone what a master file says, in one transaction. Shows what changes and asks first.
@@ -174,7 +180,7 @@ def import_zone(
         await ensure_zone(store, settings)
         return await _import(store, found, apex, file, is_quiet=as_json, yes=yes)
 
-    with _read(file, apex, problems) as found:
+    with _read(file, apex, problems, include=include) as found:
         _refuse(file, problems)
         done = with_store(settings, work)
     if as_json:
@@ -273,8 +279,10 @@ def _refuse(file: str, problems: Problems) -> None:
 
 
 @contextmanager
-def _read(file: str, apex: bytes, problems: Problems) -> Iterator[ZoneFile]:
-    with ZoneFile(apex) as found:
+def _read(file: str, apex: bytes, problems: Problems, *, include: bool) -> Iterator[ZoneFile]:
+    if include and file == _STANDARD:
+        raise ConfigError("--include needs a file: stdin lies in no directory")
+    with ZoneFile(apex, _including(Path(file)) if include else None) as found:
         try:
             if file == _STANDARD:
                 with _progress("reading", None, "octets") as advance:
@@ -284,6 +292,20 @@ def _read(file: str, apex: bytes, problems: Problems) -> Iterator[ZoneFile]:
         except OSError as error:
             raise OperationError(f"cannot read {file}: {error.strerror}") from None
         yield found
+
+
+def _including(path: Path) -> Include:
+    """Opens what lies in the master file's directory or below, and nothing else: problems quote what they find."""
+    root = path.parent.resolve()
+
+    def lines(name: str) -> Iterator[bytes]:
+        target = (root / name).resolve()
+        if not target.is_relative_to(root):
+            raise PermissionError(errno.EACCES, f"it lies outside {root}")
+        with target.open("rb") as stream:
+            yield from bounded_lines(stream)
+
+    return lines
 
 
 def _read_file(path: Path, found: ZoneFile, problems: Problems) -> None:

@@ -16,7 +16,7 @@ from hashlib import sha256
 from types import TracebackType
 from typing import BinaryIO, Final, NamedTuple
 
-from homing.master_file import Parser, Problem, Record, bounded_lines, record_text
+from homing.master_file import Include, Parser, Problem, Record, bounded_lines, record_text
 from protocol.constants import Type
 from protocol.name import fold, to_text
 from protocol.rdata import canonical, soa_serial, soa_with_serial
@@ -131,8 +131,10 @@ class FileName(NamedTuple):
 class ZoneFile:
     """A master file, read and sorted. `soa` stands apart, as it does in the database."""
 
-    def __init__(self, apex: bytes) -> None:
+    def __init__(self, apex: bytes, include: Include | None = None) -> None:
+        """`include` opens the files that $INCLUDE names; without it the directive is refused."""
         self.apex = apex
+        self._include = include
         self.soa: RR | None = None
         self.records = 0
         self._spool = _RecordFile()
@@ -160,7 +162,7 @@ class ZoneFile:
             advance(octets)
 
         run: list[_Sorted] = []
-        for item in Parser(self.apex).read(lines()):
+        for item in Parser(self.apex, self._include).read(lines()):
             if isinstance(item, Problem):
                 problems.add(item)
             elif item.rr.rtype == Type.SOA:

@@ -219,7 +219,7 @@ def test_a_running_server_follows(config: Path, file: Path) -> None:
     [
         ("a 1 A nonsense\n", ["FILE:1: 'nonsense' is not an IPv4 address"]),
         ("\nb 1 A 192.0.2\na 1\n", ["FILE:2: '192.0.2' is not an IPv4 address", "FILE:3: a type is missing"]),
-        ("$INCLUDE x\n", ["FILE:1: $INCLUDE is refused: put what it makes into the file"]),
+        ("$INCLUDE x\n", ["FILE:1: $INCLUDE is refused: put what it makes into the file, or say --include"]),
         (FILE + "c CNAME a\nc A 192.0.2.1\n", [f"FILE:8: c.{ZONE} has a CNAME and A"]),
         (FILE + "c CNAME a\nc CNAME b\n", [f"FILE:8: c.{ZONE} CNAME: a name has one of that type only"]),
         (FILE + "@ SOA a b 1 2 3 4 5\n", ["FILE:7: a second SOA"]),
@@ -341,3 +341,21 @@ def test_a_private_members_zone_from_stdin(run: Run, config: Path) -> None:
     assert zone.get_rdataset(bob, "NS").to_text() == f"3600 IN NS ns.{ZONE}"
     assert zone.get_rdataset(f"_dns-update._udp.{bob}", "SRV") is not None
     assert f"mac.{bob}" not in run("zone", "export").out
+
+
+def test_other_files_are_included_when_that_is_asked_for_and_they_lie_below(run: Run, file: Path) -> None:
+    (file.parent / "parts").mkdir()
+    (file.parent / "parts" / "nas.zone").write_text("nas 60 A 192.0.2.8\n")
+    file.write_text(FILE + "$INCLUDE parts/nas.zone bob\n")
+    refused = run("zone", "import", file, "--yes")
+    assert refused.code == 1 and "$INCLUDE is refused" in refused.err
+    assert run("zone", "import", file, "--yes", "--include").code == 0
+    assert "nas.bob.members.example." in run("zone", "export").out
+    for outside in ("/etc/passwd", "../server.toml", "parts/link"):
+        file.write_text(f"$INCLUDE {outside}\n")
+        link = file.parent / "parts" / "link"
+        if not link.is_symlink():
+            link.symlink_to("/etc/passwd")
+        done = run("zone", "check", file, "--include")
+        assert done.code == 1 and "it lies outside" in done.err and "root" not in done.err.replace(str(file.parent), "")
+    assert run("zone", "check", "-", "--include").code == 2

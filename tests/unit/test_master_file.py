@@ -10,7 +10,7 @@ import dns.rdatatype
 import dns.zone
 import pytest
 
-from homing.master_file import MAX_RECORD_OCTETS, Parser, Problem, Record, bounded_lines, record_text
+from homing.master_file import MAX_INCLUDES, MAX_RECORD_OCTETS, Parser, Problem, Record, bounded_lines, record_text
 from protocol.constants import Type
 from protocol.name import ROOT, from_text, to_text
 from server.rdata_text import rdata_from, rdata_text, seconds, split_words, type_name, type_number
@@ -246,7 +246,7 @@ def test_lines_of_records() -> None:
     ("text", "line", "complaint"),
     [
         ("a 1 A 192.0.2\n", 1, "'192.0.2' is not an IPv4 address"),
-        ("\n$INCLUDE other.zone\n", 2, "$INCLUDE is refused: put what it makes into the file"),
+        ("\n$INCLUDE other.zone\n", 2, "$INCLUDE is refused: put what it makes into the file, or say --include"),
         ("$GENERATE 1-9 a$ A 192.0.2.$\n", 1, "$GENERATE is refused: put what it makes into the file"),
         ("$OTHER x\n", 1, "'$OTHER' is no directive"),
         ("$TTL\n", 1, "$TTL wants one value"),
@@ -298,3 +298,48 @@ def test_octets_beyond_ascii_are_taken_as_they_are_in_strings() -> None:
     assert record.rdata == b"\x02\xc3\xa4"
     assert record_text(*record[:1], record.ttl, record.rtype, record.rdata).endswith('"\\195\\164"')
     assert to_text(record.owner) == "a.members.example."
+
+
+def including(text: str, files: dict[str, str]) -> list[Record | Problem]:
+    def opened(name: str) -> list[bytes]:
+        if name not in files:
+            raise FileNotFoundError(2, "No such file or directory", name)
+        return files[name].encode().splitlines(keepends=True)
+
+    return list(Parser(APEX, opened).read(text.encode().splitlines(keepends=True)))
+
+
+def test_an_included_file_stands_where_it_is_named() -> None:
+    """RFC 1035 §5.1: its origin and its owner end with it."""
+    text = """a 1 A 192.0.2.1
+$INCLUDE "sub.zone" sub ; as dnspython has no such thing, by hand
+	1 A 192.0.2.2
+$INCLUDE sub.zone
+b 1 A 192.0.2.3
+"""
+    found = including(text, {"sub.zone": "@ 1 TXT x\n$ORIGIN deep.members.example.\nc 1 A 192.0.2.9\n"})
+    assert [(item.line, to_text(item.rr.owner)) for item in found if isinstance(item, Record)] == [
+        (1, "a.members.example."),
+        (2, "sub.members.example."),
+        (2, "c.deep.members.example."),
+        (3, "a.members.example."),
+        (4, "members.example."),
+        (4, "c.deep.members.example."),
+        (5, "b.members.example."),
+    ]
+
+
+def test_problems_of_an_included_file_name_it_and_its_line() -> None:
+    found = including("$INCLUDE x\n$INCLUDE none\n$INCLUDE\n", {"x": "\na 1 A nonsense\n"})
+    assert found == [
+        Problem(1, "x:2: 'nonsense' is not an IPv4 address"),
+        Problem(2, "cannot read 'none': No such file or directory"),
+        Problem(3, "$INCLUDE wants a file, and perhaps an origin"),
+    ]
+
+
+def test_a_file_that_includes_itself_ends() -> None:
+    found = including("$INCLUDE x\n", {"x": "a 1 A 192.0.2.1\n$INCLUDE x\n"})
+    assert len([item for item in found if isinstance(item, Record)]) == MAX_INCLUDES
+    (problem,) = (item for item in found if isinstance(item, Problem))
+    assert problem.text.endswith("does a file include itself?")
