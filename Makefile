@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := $(VENV)/.peers
 
-.PHONY: help run install test check fmt bench fuzz clean lock coverage-table
+.PHONY: help run install test check fmt bench fuzz sim crowd clean lock coverage-table
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -36,6 +36,16 @@ bench: $(STAMP)  ## benchmarks (never part of the tests)
 
 fuzz: $(STAMP)  ## fuzz decoding, the pipeline, streams: RUNS=1000000 SECONDS_EACH=0 TARGETS="decode pipeline streams"
 	RUNS="$(RUNS)" SECONDS_EACH="$(SECONDS_EACH)" TARGETS="$(TARGETS)" CORPUS="$(CORPUS)" sh tools/fuzz.sh $(VENV)
+
+SEEDS ?= 200
+HOSTS ?= 2000
+DAYS ?= 3
+JOBS ?= 1
+sim: $(STAMP)  ## many seeds of the large simulation: SEEDS=200 HOSTS=2000 DAYS=3 JOBS=1
+	$(BIN)/python -m tests.sim.fleet --seeds $(SEEDS) --hosts $(HOSTS) --days $(DAYS) --jobs $(JOBS)
+
+crowd: $(STAMP)  ## 100,000 subscriptions over a kill and a restart, with figures
+	$(BIN)/python -m bench.crowd
 
 fmt: $(STAMP)  ## format and mend what ruff can
 	$(BIN)/ruff format .
