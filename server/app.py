@@ -51,6 +51,7 @@ from server.zone.zone import Zone, Zones
 
 log = structlog.get_logger(__name__)
 
+_LEASE_CLOCK: Final = "lease clock "  # and the node's name: what leases count from, in the store
 POLL_SECONDS: Final = 0.5  # how soon another process's commit is noticed
 KEY_USE_SECONDS: Final = 30.0  # how often the last use of keys is written
 STOP_SECONDS: Final = 10.0
@@ -149,6 +150,7 @@ class Server:
         try:
             self.store = await SqlStore.open(settings.database.url, settings.database.master_key_file)
             generation = await self.store.generation()
+            await self._anchor_clock()
         except StoreError as error:
             raise StartError(str(error)) from None
         if poster is not None:
@@ -249,6 +251,16 @@ class Server:
         )
         self._spawn("subscriptions", self._save_subscriptions())
         self._unready = None
+
+    async def _anchor_clock(self) -> None:
+        """Count leases from where the last process on this machine did, whatever was done to the clock since."""
+        name = _LEASE_CLOCK + self.settings.llq.node
+        stored = await self.store.meta(name)
+        if stored is not None:
+            self.clock.follow(stored)
+        if stored != self.clock.anchor():
+            async with self.store.transaction() as transaction:
+                await transaction.set_meta(name, self.clock.anchor())
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.get_running_loop().create_task(self._root(name, work), name=name))

@@ -155,7 +155,7 @@ class LlqSettings(_Section):
     """Told with SERV-FULL when a table is full; when only the burst is used up, the time to its next token is."""
     persistent: bool = True
     """Keep subscriptions in the database, so that they outlive a restart."""
-    node: str = Field(default="", max_length=64)
+    node: str = Field(default="", max_length=40)
     """Name of this server among several on one database: each keeps its own subscriptions."""
     require_tsig: list[Domain] = []
     """Zones and members' domains in and below which Long-Lived Queries must be signed. Private members' always must."""

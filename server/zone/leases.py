@@ -57,13 +57,17 @@ class LeaseQueue:
     ) -> list[tuple[bytes, bytes]]:
         """At most `limit` owners with a record lapsed at `now`; those refreshed meanwhile are queued again.
 
-        What is taken must be lapsed and `watch`ed by the caller (or put back with `watch_at` when that fails).
+        No more than twice as many are looked at, so that a crowd which was refreshed holds nobody up either: while
+        `next_moment` is in the past there is more to do. What is taken must be lapsed and `watch`ed by the caller (or
+        put back with `watch_at` when that fails).
         """
         due: list[tuple[bytes, bytes]] = []
-        while self._moments and self._moments[0] <= now and len(due) < limit:
+        looks = 2 * limit
+        while self._moments and self._moments[0] <= now and len(due) < limit and looks:
             moment = self._moments[0]
             bucket = self._buckets[moment]
-            while bucket and len(due) < limit:
+            while bucket and len(due) < limit and looks:
+                looks -= 1
                 entry = bucket.pop()
                 if self._queued.get(entry) != moment:
                     continue

@@ -28,6 +28,12 @@ class FakeClock:
     def lease(self) -> float:
         return self._start + self.monotonic()
 
+    def anchor(self) -> str:
+        return "boot 0"
+
+    def follow(self, anchor: str) -> None:
+        """Leases of this clock never depend on when a process started."""
+
     def advance(self, seconds: float) -> None:
         """Let time pass; `ValueError` backward, `RuntimeError` when the clock follows a loop."""
         if seconds < 0:

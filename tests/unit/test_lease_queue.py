@@ -135,3 +135,19 @@ def test_lapse_takes_away_what_ended_and_nothing_else() -> None:
     assert {rtype: rrset.expires for rtype, rrset in node.rrsets.items()} == {Type.A: (200,), Type.AAAA: (0,)}
     lapse(draft, b"\x06absent" + zone.apex, 100)
     assert set(draft.touched) == {key}
+
+
+def test_a_crowd_that_was_refreshed_is_looked_at_a_bounded_number_at_a_time() -> None:
+    """Millions of leases that were all renewed since: each call does its share, and says that there is more."""
+    table = Table()
+    for number in range(1000):
+        table.grant(b"\x04%04d\0" % number, 100)
+        table.grant(b"\x04%04d\0" % number, 200)
+    rounds = 0
+    while table.queue.next_moment() == 100:
+        before = table.looks
+        assert table.due(100, 50) == []
+        assert table.looks - before <= 100
+        rounds += 1
+    assert (rounds, table.looks) == (10, 1000)
+    assert len(table.due(200, 5000)) == 1000
