@@ -162,6 +162,8 @@ class Writer:
             while self._queue or (self._is_lapse_due() and not self._stopping):
                 pending = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH))]
                 await self.step(pending)
+                if not pending:
+                    await asyncio.sleep(0)  # very many lapses may come to nothing: others get their turn
             if self._behind:
                 await self._try_catching_up()
             if self._stopping:
@@ -187,6 +189,7 @@ class Writer:
         """Before serving: what lapsed while the server was down is gone first."""
         while self._is_lapse_due():
             await self.step([])
+            await asyncio.sleep(0)
 
     def follow(self) -> "asyncio.Future[None]":
         """Something was committed past this writer: catch up when the batch at hand is done; done when that is so."""
@@ -223,8 +226,6 @@ class Writer:
                 try:
                     if commits:
                         await self._store.commit(commits)
-                    else:
-                        await asyncio.sleep(0)  # lapses that came to nothing are many, too: others get their turn
                 except Superseded as overtaken:
                     self._put_back(batch)
                     await self._on_overtaken()
