@@ -32,7 +32,8 @@ test: check $(PEERS)  ## check, then the whole suite, foreign programs included
 
 bench: $(STAMP)  ## benchmarks (never part of the tests)
 	sh tools/bench_peers.sh
-	$(BIN)/python -m bench $(ROWS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m bench $(ROWS) --out docs/performance
 
 fuzz: $(STAMP)  ## fuzz decoding, the pipeline, streams: RUNS=1000000 SECONDS_EACH=0 TARGETS="decode pipeline streams"
 	RUNS="$(RUNS)" SECONDS_EACH="$(SECONDS_EACH)" TARGETS="$(TARGETS)" CORPUS="$(CORPUS)" sh tools/fuzz.sh $(VENV)

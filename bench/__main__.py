@@ -1,19 +1,21 @@
-"""`python -m bench`: measure rows against peers, interleaved; a table on stdout, JSON beside it.
+"""`python -m bench`: measure against peers, interleaved; tables on stdout, JSON, Markdown and plots where asked.
 
-python -m bench                    every row, every installed peer, 5 rounds
+python -m bench                               everything, every installed peer, 5 rounds
 python -m bench repeated --rounds 3 --peers homing nsd
+python -m bench growth latency --out docs/performance
 """
 
 import argparse
 import json
-import statistics
+import platform
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from bench import queries, updates
+from bench import growth, latency, queries, report, updates
 from bench.data import HOSTS, write_master_file
 from bench.peers import ADDRESS, PEERS, Peer, is_installed, running
 
@@ -41,47 +43,62 @@ def measure(row: str, peers: list[Peer], work: Path, rounds: int) -> dict[str, l
     rates: dict[str, list[float]] = {peer.name: [] for peer in chosen}
     for number in range(rounds):
         for peer in chosen:
-            with running(peer, work / peer.name, master_file, HOSTS) as port:
-                rates[peer.name].append(run(port, work, HOSTS))
+            directory = work / f"{peer.name}-{row}-{number}"  # a fresh zone: updates of another row are not in it
+            with running(peer, directory, master_file, HOSTS) as server:
+                rates[peer.name].append(run(server.port, work, HOSTS))
+            shutil.rmtree(directory)
             print(f"{row} round {number + 1}/{rounds} {peer.name}: {rates[peer.name][-1]:,.0f}/s", file=sys.stderr)
     return rates
 
 
-def table(results: dict[str, dict[str, list[float]]]) -> str:
-    """Markdown: median and spread of each peer, and our median as a ratio to theirs."""
-    names = [peer.name for peer in PEERS if any(peer.name in rates for rates in results.values())]
-    lines = ["| work | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
-    for row, rates in results.items():
-        ours = statistics.median(rates["homing"]) if rates.get("homing") else None
-        cells = []
-        for name in names:
-            found = rates.get(name)
-            if not found:
-                cells.append("-")
-                continue
-            median = statistics.median(found)
-            cell = f"{median / 1000:.1f}k/s ({min(found) / 1000:.1f}-{max(found) / 1000:.1f})"
-            cells.append(cell if name == "homing" or ours is None else f"{cell}, ours {ours / median:.2f} x")
-        lines.append(f"| {ROWS[row][0]} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def machine() -> str:
+    """Kernel, processor and Python, without the machine's name."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.machine(),
+    )
+    return f"{platform.system()} {platform.release()}, {model}, Python {platform.python_version()}, one core a server"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("rows", nargs="*", choices=[*ROWS, []], help="which rows; default all")
+    parser.add_argument("rows", nargs="*", choices=[*ROWS, "growth", "latency", []], help="which; default all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peers", nargs="+", default=[peer.name for peer in PEERS])
-    parser.add_argument("--json", type=Path, help="write every measured rate here")
+    parser.add_argument("--sizes", nargs="+", type=int, default=list(growth.SIZES), help="records, for growth")
+    parser.add_argument("--json", type=Path, help="write all that was measured here")
+    parser.add_argument("--out", type=Path, help="add to results.json there; write results.md and the plots anew")
     options = parser.parse_args()
     peers = [peer for peer in PEERS if peer.name in options.peers and is_installed(peer)]
     missing = sorted(set(options.peers) - {peer.name for peer in peers})
     if missing:
         print(f"not installed, left out: {', '.join(missing)} (tools/bench_peers.sh)", file=sys.stderr)
+    wanted = options.rows or [*ROWS, "growth", "latency"]
+    results: dict[str, Any] = {"rows": {}}
+    if options.out and (options.out / "results.json").exists():
+        results = json.loads((options.out / "results.json").read_text())
+    results |= {"machine": machine(), "rounds": options.rounds}
     with tempfile.TemporaryDirectory(prefix="homing-bench-") as directory:
-        results = {row: measure(row, peers, Path(directory), options.rounds) for row in options.rows or ROWS}
-    print(table(results))
+        work = Path(directory)
+        for row in wanted:
+            if row == "growth":
+                results["growth"] = growth.measure(peers, work, max(1, options.rounds // 2), tuple(options.sizes))
+            elif row == "latency":
+                (work / "events").mkdir()
+                (work / "beside").mkdir()
+                results["events"] = latency.events(work / "events", HOSTS)
+                results["beside"] = latency.queries_beside_updates(work / "beside", HOSTS)
+            else:
+                results["rows"][row] = {"title": ROWS[row][0], "rates": measure(row, peers, work, options.rounds)}
+            if options.out:  # after each, so that a run that is broken off has left what it measured
+                report.write(results, options.out)
+    print(report.text(results))
     if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
     return 0
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -85,11 +86,35 @@ def _bind(directory: Path, master_file: Path, hosts: int, port: int) -> list[str
     return ["named", "-f", "-n", "1", "-c", str(config)]
 
 
+def _powerdns(directory: Path, master_file: Path, hosts: int, port: int) -> list[str]:
+    database = directory / "pdns.sqlite"
+    (directory / "pdns.conf").write_text(
+        f"local-address={ADDRESS}:{port}\nlaunch=gsqlite3\ngsqlite3-database={database}\nsocket-dir={directory}\n"
+        "receiver-threads=1\ndistributor-threads=1\ndnsupdate=yes\nallow-dnsupdate-from=127.0.0.0/8\n"
+        "security-poll-suffix=\nloglevel=3\n"
+    )
+    if not database.exists():
+        sql = Path("/usr/share/pdns-backend-sqlite3/schema/schema.sqlite3.sql").read_text()
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            connection.executescript(sql)
+        util = ["pdnsutil", f"--config-dir={directory}"]
+        zone = ZONE.rstrip(".")
+        for arguments in (
+            ["load-zone", zone, str(master_file)],
+            ["import-tsig-key", KEY_NAME, "hmac-sha256", _SECRET],
+            ["set-meta", zone, "TSIG-ALLOW-DNSUPDATE", KEY_NAME.rstrip(".")],
+            ["activate-tsig-key", zone, KEY_NAME.rstrip("."), "primary"],
+        ):
+            subprocess.run([*util, *arguments], check=True, capture_output=True, timeout=600)
+    return ["pdns_server", f"--config-dir={directory}", "--daemon=no", "--guardian=no"]
+
+
 PEERS: Final = (
     Peer("homing", sys.executable, True, _homing),
     Peer("nsd", "nsd", False, _nsd),
     Peer("knot", "knotd", True, _knot),
     Peer("bind", "named", True, _bind),
+    Peer("powerdns", "pdns_server", True, _powerdns),
 )
 
 
@@ -103,20 +128,44 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A started server that answers. `seconds` is what it took from the start of its process to the first answer."""
+
+    port: int
+    process: "subprocess.Popen[bytes]"
+    seconds: float
+
+    def resident_octets(self) -> int:
+        """Memory of the process and its children: private pages, and their share of those in common."""
+        found = 0
+        pending = [self.process.pid]
+        while pending:
+            pid = pending.pop()
+            with contextlib.suppress(OSError):
+                for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                    if line.startswith("Pss:"):
+                        found += int(line.split()[1]) * 1024
+                for children in Path(f"/proc/{pid}/task").glob("*/children"):
+                    pending += map(int, children.read_text().split())
+        return found
+
+
 @contextlib.contextmanager
-def running(peer: Peer, directory: Path, master_file: Path, hosts: int) -> Iterator[int]:
-    """The port of a started server that answers; ended when left."""
+def running(peer: Peer, directory: Path, master_file: Path, hosts: int) -> Iterator[Server]:
+    """A started server that answers; ended when left."""
     directory.mkdir(exist_ok=True)
     port = free_port()
     command = peer.prepare(directory, master_file, hosts, port)
     log = (directory / "log").open("wb")
     environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin", "PYTHONPATH": str(Path.cwd())}
+    started_at = time.monotonic()
     process = subprocess.Popen(
         ["taskset", "-c", SERVER_CPU, *command], stdout=log, stderr=log, env=environment, stdin=subprocess.DEVNULL
     )
     try:
         _wait_for_answer(port, process, directory / "log")
-        yield port
+        yield Server(port, process, time.monotonic() - started_at)
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -127,11 +176,11 @@ def running(peer: Peer, directory: Path, master_file: Path, hosts: int) -> Itera
         log.close()
 
 
-def _wait_for_answer(port: int, process: subprocess.Popen[bytes], log: Path, seconds: float = 60) -> None:
+def _wait_for_answer(port: int, process: subprocess.Popen[bytes], log: Path, seconds: float = 120) -> None:
     query = bytes.fromhex("00010000000100000000000007") + b"members\x07example\x00\x00\x06\x00\x01"
     deadline = time.monotonic() + seconds
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(0.2)
+        sock.settimeout(0.05)
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise RuntimeError(f"server ended with {process.returncode}: {log.read_text()[-2000:]}")
@@ -140,5 +189,5 @@ def _wait_for_answer(port: int, process: subprocess.Popen[bytes], log: Path, sec
                 if sock.recv(4096)[3] & 0xF == 0:
                     return
             except OSError:
-                time.sleep(0.1)
+                time.sleep(0.02)
     raise RuntimeError(f"no answer in {seconds} s: {log.read_text()[-2000:]}")

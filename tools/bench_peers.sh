@@ -8,6 +8,7 @@ need named bind9
 need knotd knot
 need nsd nsd
 need dnsperf dnsperf
+need pdns_server "pdns-server pdns-backend-sqlite3"
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     apt-get update -qq
