@@ -14,10 +14,11 @@ import dns.rcode
 import dns.tsigkeyring
 import dns.update
 
+from homing.key_files import key_json
 from protocol.constants import Type
 from protocol.name import fold, to_text
 from protocol.rdata import canonical, soa_serial, soa_with_serial
-from server.members import ensure_admin_key, key_json
+from server.keys import ensure_admin_key
 from server.store.api import Reader, ZoneRow
 from server.store.sql import SqlStore
 from server.zone.model import RR
