@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := $(VENV)/.peers
 
-.PHONY: help run install test check fmt bench fuzz sim crowd clean lock coverage-table
+.PHONY: help run install test check fmt bench fuzz compare sim crowd clean lock coverage-table
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -47,6 +47,9 @@ sim: $(STAMP)  ## many seeds of the large simulation: SEEDS=200 HOSTS=2000 DAYS=
 
 crowd: $(STAMP)  ## 100,000 subscriptions over a kill and a restart, with figures
 	$(BIN)/python -m bench.crowd
+
+compare: $(PEERS)  ## the same 500 updates to homing, BIND and Knot DNS: docs/update-comparison.md
+	$(BIN)/python -m tools.update_comparison
 
 fmt: $(STAMP)  ## format and mend what ruff can
 	$(BIN)/ruff format .

@@ -75,6 +75,17 @@ class Asker:
                 continue
         return None
 
+    def stream(self, wire: bytes) -> Iterator[bytes]:
+        """Every message that comes after a request on a connection of its own, for as long as the caller wants."""
+        self._hang_up()
+        self._tcp = socket.create_connection((ADDRESS, self.port), self.timeout)
+        self._tcp.sendall(struct.pack("!H", len(wire)) + wire)
+        try:
+            while head := self._read(2):
+                yield self._read(struct.unpack("!H", head)[0])
+        finally:
+            self._hang_up()
+
     def _read(self, count: int) -> bytes:
         assert self._tcp is not None
         out = b""
@@ -147,6 +158,7 @@ def start_rival(
     """
     found = shutil.which(program, path="/usr/sbin:/usr/local/sbin:/usr/bin") or need(program)
     directory.mkdir(parents=True, exist_ok=True)
+    (directory / "knot.pid").unlink(missing_ok=True)  # of one that ended without a word
     port = free_port(ADDRESS)
     arguments = _PREPARE[program](directory, port, zones, key, private)
     log_file = directory / "log"
