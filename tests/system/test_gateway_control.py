@@ -19,7 +19,7 @@ import pytest
 
 from homing.config_file import to_toml
 from tests.support.gateways import EXTERNAL, HOST_A, HOST_B, SECOND_EXTERNAL, ask_control, free_port
-from tests.support.processes import HOMING, Running, homing, start
+from tests.support.processes import HOMING, Running, homing, homing_here, start
 
 SECONDS = 10.0
 
@@ -45,7 +45,7 @@ class Owner:
         self._socket = directory / "control"
 
     def __call__(self, *arguments: str, code: int = 0) -> str:
-        done = homing("gateway", *arguments, "--socket", self._socket)
+        done = homing_here("gateway", *arguments, "--socket", self._socket)
         assert done.code == code, done.err
         return done.out if code == 0 else done.err
 
