@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from protocol.addresses import is_behind_a_nat
 
-from .config import GatewayConfig, StaticMapping
+from .config import Endpoint, GatewayConfig, StaticMapping
 from .control import RefusedError
 from .mappings import Answer, Key, Mapping, MappingTable, Origin, Transport, Verdict
 from .metrics import Figures
@@ -51,6 +51,9 @@ class Inside(Protocol):
 
     @property
     def listening(self) -> list[str]: ...
+
+    @property
+    def natpmp_addresses(self) -> list[Endpoint]: ...
 
     def tallies(self) -> dict[str, Counter[str]]:
         """Counters of the parts, by part; "changes" counts those of mappings."""
@@ -121,7 +124,7 @@ class OperatorDesk:
             is_behind_nat=self._is_behind_nat(),
             epoch=table.epoch(now),
             strict_epoch=table.strict_epoch(now),
-            listeners=len(self._inside.listening),
+            listeners=len(self._inside.natpmp_addresses),
             events=tallies,
         )
 

@@ -1,7 +1,9 @@
 """Run one long-lived program: start it, say that it is ready, stop it in order on SIGTERM or SIGINT."""
 
 import asyncio
+import os
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, Generic, Protocol, TypeVar
@@ -110,6 +112,7 @@ async def _run(
         for each in SIGNALS:
             loop.remove_signal_handler(each)
         log.info("stopping", signal=number.name)
+        _tell_manager("STOPPING=1")
         if not starting.cancel():
             program.request_stop()
 
@@ -126,6 +129,7 @@ async def _run(
         sys.stdout.write("".join(("ready\n", *(f"listening {text}\n" for text in listening(program)))))
         sys.stdout.flush()
         log.info("ready")
+        _tell_manager("READY=1")
         reloading = None
         if reload is not None:
             reloading = loop.create_task(_reload_when_asked(program, reload, asked_to_reload), name="reload")
@@ -136,6 +140,19 @@ async def _run(
         await program.stop()
     log.info("stopped")
     return asked_for
+
+
+def _tell_manager(state: str) -> None:
+    """Tell systemd, where a unit has `Type=notify` (sd_notify(3)); nobody else sets this variable."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if path[:1] not in ("/", "@"):
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(path.replace("@", "\0", 1) if path.startswith("@") else path)
+            sock.send(state.encode())
+        except OSError as error:
+            log.warning("the service manager cannot be told", state=state, reason=error.strerror)
 
 
 async def _reload_when_asked(

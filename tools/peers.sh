@@ -16,6 +16,7 @@ need tcpdump tcpdump
 need dnsmasq dnsmasq-base
 need kea-dhcp4 kea-dhcp4-server
 need busybox busybox
+need systemd-analyze systemd
 need dnsperf dnsperf
 need named bind9
 need knotd knot

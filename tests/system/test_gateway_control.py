@@ -188,6 +188,7 @@ def test_status(tmp_path: Path) -> None:
         assert 'homing_gateway_mapping_changes_total{change="created"} 1.0' in text
         assert 'homing_gateway_events_total{event="map",part="natpmp"} 1.0' in text
         assert "homing_gateway_external_address 1.0" in text
+        assert "homing_gateway_listeners 1.0" in text
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(f"http://{host}:{port}/", timeout=SECONDS)
 
