@@ -15,6 +15,7 @@ import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
 
+from homing.key_files import key_json
 from homing.lab_ports import free_port
 from protocol.constants import Class, Rcode, Type, rcode_text, type_text
 from protocol.errors import DecodeError
@@ -23,7 +24,7 @@ from protocol.name import fold, from_text, to_text
 from protocol.rdata import canonical, soa_serial, soa_with_serial
 from protocol.tsig import Key, algorithm_from_text, sign
 from server import members
-from server.members import ensure_admin_key, key_json
+from server.keys import ensure_admin_key
 from server.store.sql import SqlStore
 from tests.support.processes import homing_here, server_config, start
 from tests.support.rivals import ADDRESS, Asker, start_rival
