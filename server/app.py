@@ -35,6 +35,7 @@ from server.service_settings import control_socket, service_of
 from server.status import status
 from server.store.api import KeyRow, Store, StoreError
 from server.store.sql import SqlStore
+from server.strangers import StrangerLimits, Strangers
 from server.system import Clock, Entropy, SystemClock, SystemEntropy
 from server.transfer.notify import Notifier
 from server.transfer.service import TransferService
@@ -325,6 +326,11 @@ class Server:
             guard.cookies = Cookies(self.clock.unix, self.entropy.bits, secrets)
         else:
             guard.cookies.replace(secrets)
+        strangers = StrangerLimits(dns.strangers_per_address, dns.strangers_total, dns.rate_limit_exempt)
+        if guard.strangers is None:
+            guard.strangers = Strangers(strangers, self.metrics)
+        else:
+            guard.strangers.replace(strangers)
         limits = ResponseLimits(
             dns.rate_limit,
             dns.rate_limit_total,

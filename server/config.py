@@ -91,6 +91,13 @@ class DnsSettings(_Section):
     """How long a network that was over the rate is looked at answer by answer."""
     rate_limit_exempt: list[LimitNetwork] = ["127.0.0.0/8", "::1/128"]
     """Networks never limited: of loopback nobody elsewhere can forge addresses."""
+    strangers_per_address: int = Field(default=20, ge=0, le=1_000_000)
+    """Updates and signed requests a second of one address (IPv6 /64) that do not hold: unsigned, unreadable, of an
+    unknown key, a wrong signature. Beyond it that address's are refused before any is verified; 0 is off. Networks of
+    `rate_limit_exempt` are free."""
+    strangers_total: int = Field(default=1000, ge=0, le=1_000_000)
+    """The same of all addresses together over UDP, where addresses are forged; those of which something held within
+    the hour are heard all the same."""
     cookies: bool = True
     """Give and check DNS cookies (RFC 7873, RFC 9018)."""
     cookie_secret_file: Path | None = None

@@ -31,6 +31,7 @@ from protocol.errors import DecodeError
 from protocol.message import Message, Question, decode, decode_header
 from protocol.name import fold, to_text
 from protocol.tsig import Tsig
+from server.addresses import packed
 from server.answer import resolve
 from server.authn import authenticate
 from server.authority import Authority
@@ -49,7 +50,7 @@ from server.quota import UpdateRates
 from server.replays import Replays
 from server.reply import Reply, header_only
 from server.request import Authenticated, Decoded, Refusal, Send, SignatureRefusal
-from server.response_limit import Verdict, network_of, packed
+from server.response_limit import Verdict, network_of
 from server.system import Clock
 from server.transfer.service import TransferService
 from server.writer import Outcome, PendingUpdate, Writer
@@ -123,8 +124,13 @@ class Dispatcher:
         if len(wire) < HEADER_OCTETS:
             self._drop("short", send)
             return
-        if wire[2] & _KIND == _UPDATE and self._take_common(wire, peer, send):
-            return
+        if wire[2] & _KIND == _UPDATE:
+            if not self._admits(peer):
+                self._send(header_only(decode_header(wire), Rcode.REFUSED), peer, Opcode.UPDATE, Rcode.REFUSED, send)
+                return
+            if self._take_common(wire, peer, send):
+                self._welcome(peer)
+                return
         header = decode_header(wire)
         if self._dso is not None and peer.transport == "tls":
             if header.opcode == Opcode.DSO and self._dso.takes(peer):
@@ -140,6 +146,8 @@ class Dispatcher:
             decoded = Decoded(decode(wire), peer, self._clock.monotonic())
         except DecodeError as error:
             log.debug("undecodable", peer=peer.address, reason=error.reason, offset=error.offset)
+            if header.opcode == Opcode.UPDATE:
+                self._charge(peer)
             is_stateful = header.opcode == Opcode.DSO and not any(header[2:])  # octets after it are TLVs, not sections
             rcode = Rcode.NOTIMP if is_stateful else Rcode.FORMERR
             self._send(header_only(header, rcode), peer, header.opcode, rcode, send)
@@ -174,6 +182,8 @@ class Dispatcher:
         hop = look_at_hop(message, peer, self._guard, self._idle_seconds)
         reply = Reply(message, peer, unix=unix, hop=hop)
         try:
+            if message.tsig is not None and opcode != Opcode.UPDATE and not self._admits(peer):
+                raise Refusal(Rcode.REFUSED, "too many signatures from here did not hold", ede=Ede.NOT_READY)
             request = authenticate(
                 decoded,
                 self._keyring,
@@ -183,6 +193,8 @@ class Dispatcher:
                 minimum_mac=self._minimum_mac,
             )
             reply = Reply(message, peer, unix=unix, principal=request.principal, tsig=request.tsig, hop=hop)
+            if request.principal is not None:
+                self._welcome(peer)
             if message.opt is not None and message.opt.version != 0:
                 raise Refusal(Rcode.BADVERS, "EDNS version is not 0")
             if hop.fault:
@@ -206,6 +218,7 @@ class Dispatcher:
         except SignatureRefusal as refusal:
             signer = Reply(message, peer, unix=unix, principal=refusal.principal, tsig=refusal.tsig, hop=hop)
             log.debug("signature refused", peer=peer.address, reason=refusal.reason)
+            self._charge(peer)
             options = [extended_error(Ede.PROHIBITED, refusal.reason)] if message.opt else []
             wire = signer.tsig_error(refusal.error, refusal.tsig, options)
             self._send(wire, peer, opcode, Rcode.NOTAUTH, send, reply)
@@ -214,6 +227,8 @@ class Dispatcher:
         message, peer = decoded.message, decoded.peer
         if message.header.opcode == Opcode.UPDATE:
             self._log_update(_zone_name(message), peer, reply.principal, decoded.at, Outcome(rcode, reason))
+            if reply.principal is None:
+                self._charge(peer)
         options = [extended_error(Ede.OTHER if ede is None else ede, reason)]
         wire = reply.build(rcode, None, options)
         self._send(wire, peer, message.header.opcode, rcode, send, reply)
@@ -363,6 +378,21 @@ class Dispatcher:
         if limiter is None or not limiter.watched or len(wire) < HEADER_OCTETS:
             return Verdict.SEND
         return limiter.decide(network_of(packed(peer.address)), wire[2:])
+
+    def _admits(self, peer: Peer) -> bool:
+        """Whether what must be verified first is heard from this peer."""
+        strangers = self._guard.strangers
+        return strangers is None or strangers.admits(peer, self._clock.monotonic())
+
+    def _charge(self, peer: Peer) -> None:
+        """It did not hold."""
+        if self._guard.strangers is not None:
+            self._guard.strangers.charge(peer, self._clock.monotonic())
+
+    def _welcome(self, peer: Peer) -> None:
+        """It held."""
+        if self._guard.strangers is not None:
+            self._guard.strangers.welcome(peer, self._clock.monotonic())
 
     def _drop(self, reason: str, send: Send) -> None:
         self._metrics.dropped.labels(reason).inc()

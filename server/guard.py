@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from server.cookies import Cookies
 from server.response_limit import ResponseLimiter
+from server.strangers import Strangers
 
 
 @dataclass(slots=True)
@@ -12,3 +13,4 @@ class Guard:
 
     cookies: Cookies | None = None
     limiter: ResponseLimiter | None = None
+    strangers: Strangers | None = None

@@ -10,9 +10,9 @@ from protocol.constants import EdnsOption
 from protocol.cookies import CLIENT_OCTETS, request_cookie
 from protocol.errors import DecodeError
 from protocol.message import Message
+from server.addresses import packed
 from server.guard import Guard
 from server.peer import Peer
-from server.response_limit import packed
 
 
 class Hop(NamedTuple):

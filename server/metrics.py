@@ -179,6 +179,12 @@ class Metrics:
         self.streams_blocked = Gauge(
             "homing_streams_blocked", "Connections whose peer does not read what was sent", registry=registry
         )
+        self.strangers_refused = Counter(
+            "homing_strangers_refused",
+            "Requests refused unread because others like them did not hold, by whose budget is spent",
+            ["limit"],
+            registry=registry,
+        )
         self.watched_networks = Gauge(
             "homing_watched_networks", "Client networks over the response rate", registry=registry
         )

@@ -18,6 +18,8 @@ _LIVE: Final[dict[str, frozenset[str] | None]] = {  # None: the whole table
             "rate_limit_slip",
             "rate_limit_watch_seconds",
             "rate_limit_exempt",
+            "strangers_per_address",
+            "strangers_total",
             "tcp_idle_seconds",
             "tcp_read_seconds",
             "tcp_connections",

@@ -8,7 +8,6 @@ its address, by a valid cookie or a signature, is never limited.
 """
 
 import ipaddress
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,13 +34,6 @@ _MASKS: Final = {"little": (0x00FFFFFF, 0x00FFFFFFFFFFFFFF), "big": (0xFFFFFF00,
 V4_MASK: Final = _MASKS[sys.byteorder][0]
 V6_MASK: Final = _MASKS[sys.byteorder][1]
 V6_TAG: Final = 1 << 64  # tells an IPv6 network from an IPv4 one
-
-
-def packed(address: str) -> bytes:
-    """An address in text as 4 or 16 octets; a zone index is left out."""
-    if ":" in address:
-        return socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
-    return socket.inet_pton(socket.AF_INET, address)
 
 
 def network_of(address: bytes) -> int:

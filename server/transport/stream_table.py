@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, Generic, Protocol, TypeVar
 
-from server.response_limit import packed
+from server.addresses import sharer
 
 MAX_LOOKED_AT: Final = 64  # connections looked at for one that may go, each time
 FRESH_SHARE: Final = 8  # one in so many places may be taken by connections that have not sent a message yet
@@ -26,12 +26,6 @@ class Placed(Protocol):
 
 
 Connection = TypeVar("Connection", bound=Placed)
-
-
-def sharer(address: str) -> bytes:
-    """Who an address shares its places with: an IPv4 address with nobody, an IPv6 address with its /64."""
-    octets = packed(address)
-    return octets if len(octets) == 4 else octets[:8]
 
 
 @dataclass

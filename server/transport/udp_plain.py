@@ -5,8 +5,8 @@ import contextlib
 import socket
 from typing import Any, Self, cast
 
+from server.addresses import packed
 from server.peer import Peer
-from server.response_limit import packed
 from server.transport.udp import SOCKET_OCTETS, Fast, Handle
 
 

@@ -20,6 +20,7 @@ from protocol.message import Message, Question, Record, decode, encode
 from protocol.name import fold, from_text, to_text
 from protocol.rdata import canonical, soa_with_serial
 from protocol.tsig import SHA256, Key, sign
+from server.addresses import packed
 from server.config import LeaseSettings
 from server.cookies import Cookies
 from server.dispatch import Dispatcher
@@ -29,7 +30,7 @@ from server.metrics import Metrics
 from server.peer import Peer
 from server.reply import Reply
 from server.request import Authenticated
-from server.response_limit import ResponseLimiter, ResponseLimits, packed
+from server.response_limit import ResponseLimiter, ResponseLimits
 from server.store.api import LeaseMoved, StoreError, Superseded, ZoneRow
 from server.writer import Writer
 from server.zone.leases import LeaseQueue

@@ -11,8 +11,8 @@ from protocol.edns import Opt
 from protocol.errors import DecodeError
 from protocol.siphash import siphash
 from server import cookies
+from server.addresses import packed
 from server.cookies import Cookies, read_secrets
-from server.response_limit import packed
 
 KEY = bytes(range(16))
 # Of the reference implementation: input octets 0, 1, 2... of that length under the key above.

@@ -5,14 +5,9 @@ import pytest
 from protocol.constants import AA, TC, EdnsOption, Rcode
 from protocol.edns import Opt
 from server import response_limit
+from server.addresses import packed
 from server.metrics import Metrics
-from server.response_limit import (
-    ResponseLimiter,
-    ResponseLimits,
-    Verdict,
-    network_of,
-    packed,
-)
+from server.response_limit import ResponseLimiter, ResponseLimits, Verdict, network_of
 from tests.support.builders import ALICE, TCP, UDP, UDP_ADDRESS, Core, query_message, seen, signed, update_message
 
 LIMITS = ResponseLimits(rate=10, total=50, slip=2, watch_seconds=15)

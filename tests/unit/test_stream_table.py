@@ -1,7 +1,8 @@
 """Places for connections: the total, the share of an address, and who goes for a newcomer."""
 
+from server.addresses import sharer
 from server.transport import stream_table
-from server.transport.stream_table import StreamTable, sharer
+from server.transport.stream_table import StreamTable
 
 
 class One:
