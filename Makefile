@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := $(VENV)/.peers
 
-.PHONY: help run install test check fmt bench fuzz compare sim crowd clean lock coverage-table
+.PHONY: help run install test check fmt bench flood fuzz compare sim crowd clean lock coverage-table
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -50,6 +50,9 @@ crowd: $(STAMP)  ## 100,000 subscriptions over a kill and a restart, with figure
 
 compare: $(PEERS)  ## the same 500 updates to homing, BIND and Knot DNS: docs/update-comparison.md
 	$(BIN)/python -m tools.update_comparison
+
+flood: $(STAMP)  ## ten minutes of mixed flood on loopback; FLOOD="--seconds 20" for less
+	$(BIN)/python -m bench.flood $(FLOOD)
 
 fmt: $(STAMP)  ## format and mend what ruff can
 	$(BIN)/ruff format .

@@ -45,6 +45,7 @@ from server.transport.udp import UdpListener, open_udp
 from server.webhook.message import Refused, read_secret
 from server.webhook.post import Poster, PostError
 from server.webhook.service import WebhookService
+from server.work_budget import WorkBudget
 from server.writer import Outcome, Writer, load_zone
 from server.zone.leases import LeaseQueue
 from server.zone.model import Change
@@ -326,6 +327,9 @@ class Server:
             guard.cookies = Cookies(self.clock.unix, self.entropy.bits, secrets)
         else:
             guard.cookies.replace(secrets)
+        if guard.work is None:
+            guard.work = WorkBudget(dns.udp_slow_share, self.clock.monotonic)
+        guard.work.share = dns.udp_slow_share
         strangers = StrangerLimits(dns.strangers_per_address, dns.strangers_total, dns.rate_limit_exempt)
         if guard.strangers is None:
             guard.strangers = Strangers(strangers, self.metrics)

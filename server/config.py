@@ -98,6 +98,9 @@ class DnsSettings(_Section):
     strangers_total: int = Field(default=1000, ge=0, le=1_000_000)
     """The same of all addresses together over UDP, where addresses are forged; those of which something held within
     the hour are heard all the same."""
+    udp_slow_share: float = Field(default=0.5, gt=0, le=1)
+    """Share of the time that may go into UDP requests which no ready or computed answer fits. Beyond it those of
+    addresses that have not proved themselves lately, by signature or cookie, are dropped; 1 is off."""
     cookies: bool = True
     """Give and check DNS cookies (RFC 7873, RFC 9018)."""
     cookie_secret_file: Path | None = None

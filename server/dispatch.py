@@ -193,7 +193,7 @@ class Dispatcher:
                 minimum_mac=self._minimum_mac,
             )
             reply = Reply(message, peer, unix=unix, principal=request.principal, tsig=request.tsig, hop=hop)
-            if request.principal is not None:
+            if reply.is_proved:
                 self._welcome(peer)
             if message.opt is not None and message.opt.version != 0:
                 raise Refusal(Rcode.BADVERS, "EDNS version is not 0")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from server.cookies import Cookies
 from server.response_limit import ResponseLimiter
 from server.strangers import Strangers
+from server.work_budget import WorkBudget
 
 
 @dataclass(slots=True)
@@ -14,3 +15,8 @@ class Guard:
     cookies: Cookies | None = None
     limiter: ResponseLimiter | None = None
     strangers: Strangers | None = None
+    work: WorkBudget | None = None
+
+    def is_known(self, address: str) -> bool:
+        """Whether a sender of this address has proved itself within the hour."""
+        return self.strangers is not None and self.strangers.is_known(address)

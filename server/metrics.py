@@ -37,6 +37,7 @@ class Requests(Collector):
         self.ready = 0
         self.ready_octets = 0
         self.limited = {"drop": 0, "slip": 0}
+        self.overload = 0
         self._others: Tally[tuple[str, int, int]] = Tally()
 
     def count(self, transport: str, opcode: int, rcode: int) -> None:
@@ -79,6 +80,11 @@ class Requests(Collector):
         for action, number in self.limited.items():
             limited.add_metric((action,), number)
         yield limited
+        yield CounterMetricFamily(
+            "homing_overload",
+            "Datagrams of strangers dropped since there was no time to take them apart",
+            self.overload,
+        )
 
 
 class Tallies(Collector):

@@ -20,6 +20,7 @@ _LIVE: Final[dict[str, frozenset[str] | None]] = {  # None: the whole table
             "rate_limit_exempt",
             "strangers_per_address",
             "strangers_total",
+            "udp_slow_share",
             "tcp_idle_seconds",
             "tcp_read_seconds",
             "tcp_connections",

@@ -19,7 +19,7 @@ from server.peer import Peer
 BURST_SECONDS: Final = 2
 MAX_ADDRESSES: Final = 8192  # in each of two generations
 MAX_KNOWN: Final = 4096  # in each of two generations
-KNOWN_SECONDS: Final = 3600.0
+KNOWN_SECONDS: Final = 1800.0  # of a generation: known for so long at least, for twice that at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,9 @@ class Strangers:
         self._metrics = metrics
         self._young: dict[Sender, tuple[float, float]] = {}  # (tokens, when)
         self._old: dict[Sender, tuple[float, float]] = {}
-        self._known: dict[str, float] = {}
-        self._known_before: dict[str, float] = {}
+        self._known: set[str] = set()
+        self._known_before: set[str] = set()
+        self._known_until = 0.0
         self._tokens = 0.0
         self._at = 0.0
         self._charged_at = 0.0
@@ -70,7 +71,7 @@ class Strangers:
         if self._limits.per_address and self._balance(sender, now) < 1:
             self._metrics.strangers_refused.labels("address").inc()
             return False
-        if over_udp and self._limits.total and self._refilled(now) < 1 and not self._is_known(peer.address, now):
+        if over_udp and self._limits.total and self._refilled(now) < 1 and not self.is_known(peer.address):
             self._metrics.strangers_refused.labels("total").inc()
             return False
         return True
@@ -89,9 +90,14 @@ class Strangers:
 
     def welcome(self, peer: Peer, now: float) -> None:
         """What this peer sent held."""
-        if len(self._known) >= MAX_KNOWN:
-            self._known_before, self._known = self._known, {}
-        self._known[peer.address] = now
+        if len(self._known) >= MAX_KNOWN or now >= self._known_until:
+            self._known_before, self._known = self._known, set()
+            self._known_until = now + KNOWN_SECONDS
+        self._known.add(peer.address)
+
+    def is_known(self, address: str) -> bool:
+        """Whether something from there held, not long ago."""
+        return address in self._known or address in self._known_before
 
     def _balance(self, sender: Sender, now: float) -> float:
         full = float(BURST_SECONDS * self._limits.per_address)
@@ -103,10 +109,6 @@ class Strangers:
         self._tokens = min(float(BURST_SECONDS * total), self._tokens + (now - self._at) * total)
         self._at = now
         return self._tokens
-
-    def _is_known(self, address: str, now: float) -> bool:
-        at = self._known.get(address) or self._known_before.get(address)
-        return at is not None and now - at < KNOWN_SECONDS
 
     def _is_exempt(self, address: str) -> bool:
         if not self._exempt:

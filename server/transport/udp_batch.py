@@ -205,8 +205,8 @@ class BatchListener:
             reply_sizes.append(length + _ID)
             rcodes[reply[1]] += 1
         self._reply_all(reply_sizes, slow)
-        for slot in slow:
-            self._take_slow(slot, sizes[slot])
+        if slow:
+            self._take_all_slow(slow, sizes)
 
     def _take_watched(self, sizes: list[int], networks: list[int]) -> None:
         """A batch with senders whose network is over the response rate: their answers may be cut short or dropped."""
@@ -226,8 +226,8 @@ class BatchListener:
             reply_sizes.append(len(reply) + _ID)
             fast.rcodes[reply[1]] += 1
         self._reply_all(reply_sizes, silent)
-        for slot in slow:
-            self._take_slow(slot, sizes[slot])
+        if slow:
+            self._take_all_slow(slow, sizes)
 
     def _reply_all(self, reply_sizes: list[int], silent: list[int]) -> None:
         """Send what stands in the slots, but for the silent ones."""
@@ -264,12 +264,24 @@ class BatchListener:
             self._metrics.dropped.labels("udp_send").inc(lost)
             start += lost
 
-    def _take_slow(self, slot: int, size: int) -> None:
+    def _take_all_slow(self, slow: list[int], sizes: list[int]) -> None:
+        """What takes a message apart, as far as there is time for it; beyond that only of senders that are known."""
+        guard = self._fast.guard
+        has_time = guard.work is None or guard.work.begin()
+        for slot in slow:
+            address = self._address(slot)
+            if has_time or guard.is_known(address[0]):
+                self._take_slow(slot, sizes[slot], address)
+            else:
+                self._metrics.requests.overload += 1
+        if guard.work is not None:
+            guard.work.end()
+
+    def _take_slow(self, slot: int, size: int, address: tuple[Any, ...]) -> None:
         if not self._is_reading:
             return
         at = slot * _STRIDE
         datagram = self._octets[at : at + size]
-        address = self._address(slot)
         origin = self._origin(slot)
         fast = self._fast
 

@@ -9,13 +9,17 @@ from contextlib import asynccontextmanager
 import pytest
 import uvloop
 
+from protocol.constants import TC, EdnsOption, Rcode
 from server.fastpath import FastPath
 from server.peer import Peer
+from server.response_limit import ResponseLimiter, ResponseLimits
+from server.strangers import StrangerLimits, Strangers
 from server.transport import udp_batch
 from server.transport.udp import UdpListener, open_udp
 from server.transport.udp_batch import BATCH, BatchListener
 from server.transport.udp_plain import PlainListener
-from tests.support.builders import Core, Opt, query_message
+from server.work_budget import WorkBudget
+from tests.support.builders import Core, Opt, query_message, seen
 
 QUESTIONS = (
     ("mac.alice.members.example.", "A"),
@@ -215,3 +219,66 @@ async def test_the_best_listener_is_opened(
     assert isinstance(listener, kind)
     listener.close()
     await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("kind", ["plain", "batch"])
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+async def test_cookies_and_limits_on_the_wire(kind: str, address: str) -> None:
+    """Over the rate answers are cut short and dropped; who shows the cookie that came with one is free."""
+    bench = Bench()
+    limits = ResponseLimits(rate=20, total=100, slip=2, watch_seconds=5)
+    bench.core.guard.limiter = ResponseLimiter(limits, bench.core.clock.monotonic, bench.core.metrics)
+    async with bench.listening(kind, address) as listener:
+        with client(address, listener.port) as sock:
+            requests = bench.core.metrics.requests
+
+            async def ask(wire: bytes, times: int) -> list[bytes]:
+                """All that is answered."""
+                before = sum(requests.rcodes), requests.limited["drop"]
+                for _ in range(times):
+                    sock.send(wire)
+                async with asyncio.timeout(5):
+                    while (told := sum(requests.rcodes) - before[0]) + requests.limited["drop"] - before[1] < times:
+                        await asyncio.sleep(0.01)
+                return await receive(sock, told)
+
+            # asked twice the slow way, from then on the listener's
+            for _ in range(2):
+                sock.send(query_message(*QUESTIONS[0], edns=Opt(1232)))
+                await receive(sock, 1)
+            got = [seen(reply) for reply in await ask(query_message(*QUESTIONS[0], edns=Opt(1232)), 80)]
+            whole = [reply for reply in got if reply.answers]
+            assert limits.rate <= len(whole) <= 2 * limits.rate
+            assert len(got) - len(whole) == requests.limited["slip"] > 0
+            assert all(reply.flag(TC) for reply in got if not reply.answers)
+            assert requests.limited["drop"] - requests.limited["slip"] in (0, 1)
+
+            cookie = Opt(1232, options=((EdnsOption.COOKIE, b"12345678"),))
+            refused = seen((await ask(query_message(*QUESTIONS[0], edns=cookie), 4))[0])
+            assert refused.rcode == Rcode.BADCOOKIE and refused.message.opt is not None
+            proved = query_message(*QUESTIONS[0], edns=Opt(1232, options=refused.message.opt.options))
+            assert all(seen(reply).answers for reply in await ask(proved, 100))
+
+
+async def receive_one(sock: socket.socket) -> bytes:
+    return (await receive(sock, 1))[0]
+
+
+async def test_without_time_for_slow_answers_fast_ones_and_known_senders_are_served() -> None:
+    bench = Bench()
+    clock = bench.core.clock
+    bench.core.guard.work = WorkBudget(0.01, clock.monotonic)
+    bench.core.guard.strangers = Strangers(StrangerLimits(20, 1000), bench.core.metrics)
+    slow = query_message("members.example.", "NS")
+    async with bench.listening("batch", "127.0.0.1") as listener:
+        with client("127.0.0.1", listener.port) as sock:
+            bench.core.guard.work.begin()
+            clock.now += 100
+            bench.core.guard.work.end()
+            sock.send(slow)
+            sock.send(query_message(*QUESTIONS[0], id=7))
+            assert (await receive_one(sock))[:2] == b"\0\7"
+            assert bench.core.metrics.requests.overload == 1
+            bench.core.guard.strangers.welcome(Peer("udp", "127.0.0.1", 1, 3), 0.0)
+            sock.send(slow)
+            assert seen(await receive_one(sock)).answers
