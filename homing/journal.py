@@ -14,7 +14,7 @@ from server.operation import OPERATOR
 from server.rdata_text import type_name
 from server.store.api import PRUNED, JournalRow, Reader, ZoneRow
 from server.zone.draft import Draft, commit_of
-from server.zone.model import RR, Change, RowKey, StoredRR, ZoneCommit
+from server.zone.model import RR, Change, Renewal, RowKey, StoredRR, ZoneCommit
 from server.zone.node import RRset
 from server.zone.zone import Zone
 
@@ -68,11 +68,13 @@ class NameHistory:
     begins_at: int | None = None  # of the journal
     begins_from: int | None = None  # the serial its first step starts from
     is_pruned: bool = False  # whether steps before that are gone
+    renewal: Renewal | None = None  # the last one
 
 
 async def read_history(reader: Reader, zone: ZoneRow, key: bytes) -> NameHistory:
     """All the journal says of a name."""
     found = NameHistory(zone, key, (await reader.load_nodes(zone.id, (key,))).get(key, []))
+    found.renewal = await reader.renewal(zone.id, key)
     found.is_pruned = await reader.meta(PRUNED) is not None
     async for entry in entries(reader, zone.id):
         if found.begins_at is None:

@@ -34,7 +34,7 @@ from protocol.name import fold, from_text, is_at_or_below, to_text
 from server.change_text import change_json, rr_json, time_text, told
 from server.operation import read_service
 from server.store.api import PRUNED, Reader, Store
-from server.zone.model import RR, Actor, Change
+from server.zone.model import RR, Actor, Change, Renewal
 
 POLL_SECONDS: Final = 0.5  # as often as a server looks
 
@@ -57,7 +57,7 @@ def history(
 ) -> None:
     """Show who changed a name, when, and what it was before and after. Nothing is said of the names below it.
 
-    A lease that is renewed changes nothing and is not told; one that ends is, as lapse.
+    A lease that is renewed changes nothing: of renewals only the last is told. One that ends is told as lapse.
 
     \b
     Example:
@@ -90,6 +90,7 @@ async def _full_name(reader: Reader, text: str) -> bytes:
 
 def _print_history(found: NameHistory, as_json: bool) -> None:
     now = unix_now()
+    renewal = found.renewal
     live = [row for row in found.present if row.expires_at is None or row.expires_at > now]
     if as_json:
         changes = [change_json(past.change, past.removed, past.added) for past in found.steps]
@@ -104,11 +105,17 @@ def _print_history(found: NameHistory, as_json: bool) -> None:
                     "pruned": found.is_pruned,
                 },
                 "changes": changes,
+                "renewed": None if renewal is None else _renewal_json(renewal),
                 "now": records,
             }
         )
     for past in found.steps:
+        if renewal is not None and renewal.at < past.change.at:
+            _print_renewal(found, renewal)
+            renewal = None
         _print_change(past.change, past.removed, past.added)
+    if renewal is not None:
+        _print_renewal(found, renewal)
     if not found.steps:
         typer.echo(f"The journal says nothing of {to_text(found.key)}")
     if found.is_pruned:
@@ -119,6 +126,15 @@ def _print_history(found: NameHistory, as_json: bool) -> None:
         lease = "" if row.expires_at is None else f"\t; lease ends in {row.expires_at - now} s"
         typer.echo(f"  {rr_text(RR(*row[:4]))}{lease}")
     return None
+
+
+def _print_renewal(found: NameHistory, renewal: Renewal) -> None:
+    who = _actor_text(Actor("lease renewed", renewal.key, renewal.peer))
+    typer.echo(f"{time_text(renewal.at)} {to_text(found.zone.apex)} {who}, the last time")
+
+
+def _renewal_json(renewal: Renewal) -> dict[str, str]:
+    return {"at": time_text(renewal.at), "key": renewal.key, "peer": renewal.peer}
 
 
 def _print_then(found: NameHistory, moment: int, as_json: bool) -> None:

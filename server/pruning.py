@@ -33,12 +33,17 @@ async def prune_journal(
     metrics: Metrics,
     pause: Callable[[float], Awaitable[bool]],
 ) -> None:
-    """Prune now and then until `pause` (wait so many seconds) says that the server stops."""
+    """Prune now and then until `pause` (wait so many seconds) says that the server stops; once a day renewals, too."""
     wait = FIRST_SECONDS
+    renewals_at = 0
     while not await pause(wait):
         wait = EVERY_SECONDS
+        now = int(clock.lease())
         try:
-            metrics.pruned.inc(await prune_once(store, settings, now=int(clock.lease())))
+            metrics.pruned.inc(await prune_once(store, settings, now=now))
+            if settings.keep_days and now - renewals_at >= _DAY:
+                renewals_at = now
+                await store.forget_renewals(now - int(settings.keep_days * _DAY))
         except StoreError as error:
             metrics.store_errors.inc()
             log.error("cannot prune the journal", error=str(error))

@@ -27,7 +27,7 @@ from server.store.api import LeaseMoved, Reader, Store, StoreError, Superseded, 
 from server.system import Clock
 from server.zone.draft import Draft, commit_of, publish
 from server.zone.leases import LeaseQueue, lapse
-from server.zone.model import Actor, Change, StoredRR, ZoneCommit
+from server.zone.model import Actor, Change, Renewal, StoredRR, ZoneCommit
 from server.zone.node import Node, node_from_records
 from server.zone.update import LeaseTerms, Update, UpdateError, apply_update, check_prerequisites, granted
 from server.zone.zone import Zone, Zones
@@ -80,6 +80,7 @@ class _Batch:
     outcomes: list[tuple[PendingUpdate, Outcome]] = field(default_factory=list)
     lapsed: list[tuple[bytes, bytes]] = field(default_factory=list)
     names: NamesInBatch = field(default_factory=NamesInBatch)
+    renewals: dict[bytes, dict[bytes, Renewal]] = field(default_factory=dict)
     at: int = 0
 
 
@@ -328,13 +329,19 @@ class Writer:
         if found.is_content:
             serial = draft.serial if is_newer(draft.serial, base.serial) else next_serial(base.serial)
             batch.changes[zone.apex].append(draft.change(found, serial, at=now, actor=actor))
+        if found.leases and actor.key:
+            renewed = batch.renewals.setdefault(zone.apex, {})
+            for row, _ in found.leases:
+                renewed[row.owner_key] = Renewal(row.owner_key, now, actor.key, actor.peer)
         base.fold_in(draft, found)
 
     def _commits(self, batch: _Batch) -> list[ZoneCommit]:
         commits = []
         for apex, draft in batch.drafts.items():
             zone = self._zones.at(apex)
-            commit = None if zone is None else commit_of(zone, draft, batch.changes[apex], now=batch.at)
+            renewals = tuple(batch.renewals.get(apex, {}).values())
+            changes = batch.changes[apex]
+            commit = None if zone is None else commit_of(zone, draft, changes, now=batch.at, renewals=renewals)
             if commit is not None:
                 commits.append(commit)
         return commits

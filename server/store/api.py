@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, Protocol
 
 from protocol.tsig import Key
 from server.policy import Rule
-from server.zone.model import Change, StoredRR, ZoneCommit
+from server.zone.model import Change, Renewal, StoredRR, ZoneCommit
 
 PRUNED: Final = "pruned"
 """The meta value with the id up to which the journal was pruned; none before that was done."""
@@ -164,6 +164,10 @@ class Reader(Protocol):
         """Entries with ids above `after`, oldest first: page with the last id."""
         ...
 
+    async def renewal(self, zone_id: int, owner: bytes) -> Renewal | None:
+        """The last renewal at a folded owner name, be it that the name has lapsed since; None when none is known."""
+        ...
+
     async def journal_span(self) -> tuple[int, int]:
         """Ids of the oldest and the newest entry; (0, 0) when there is none."""
         ...
@@ -261,6 +265,10 @@ class Store(Reader, Protocol):
         Those go that were made before `before` (seconds since 1970) and have none but such before them, and those
         beyond the newest `keep`, counted by ids. What is left of each zone's journal has no gap.
         """
+        ...
+
+    async def forget_renewals(self, before: int) -> int:
+        """Delete renewals made before `before` (seconds since 1970); how many went. It looks at all there are."""
         ...
 
     async def remember(self, name: str, value: str) -> None:

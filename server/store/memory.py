@@ -22,7 +22,7 @@ from server.store.api import (
     ZoneRow,
 )
 from server.store.packing import order_key, subtree_bounds
-from server.zone.model import Change, RowKey, StoredRR, ZoneCommit
+from server.zone.model import Change, Renewal, RowKey, StoredRR, ZoneCommit
 
 
 @dataclass(slots=True)
@@ -44,6 +44,7 @@ class _Data:
     members: dict[int, MemberRow] = field(default_factory=dict)
     keys: dict[bytes, KeyRow] = field(default_factory=dict)
     meta: dict[str, str] = field(default_factory=dict)
+    renewals: dict[tuple[int, bytes], Renewal] = field(default_factory=dict)
     nodes: dict[str, _Node] = field(default_factory=dict)  # shared by copies: no transaction touches them
     last_id: int = 0
     commits: int = 0
@@ -57,6 +58,7 @@ class _Data:
             members=dict(self.members),
             keys=dict(self.keys),
             meta=dict(self.meta),
+            renewals=dict(self.renewals),
         )
 
     def next_id(self) -> int:
@@ -116,6 +118,9 @@ class MemoryReader:
         rows = [row for row in self._data.journal if row.id > after and zone_id in (None, row.zone_id)]
         return rows[:limit]
 
+    async def renewal(self, zone_id: int, owner: bytes) -> Renewal | None:
+        return self._data.renewals.get((zone_id, owner))
+
     async def journal_span(self) -> tuple[int, int]:
         journal = self._data.journal
         return (journal[0].id, journal[-1].id) if journal else (0, 0)
@@ -152,6 +157,7 @@ class MemoryTransaction(MemoryReader):
 
     async def remove_zone(self, zone_id: int) -> None:
         self._data.zones.pop(zone_id, None)
+        self._data.renewals = {key: row for key, row in self._data.renewals.items() if key[0] != zone_id}
         self._data.records.pop(zone_id, None)
         self._data.journal = [row for row in self._data.journal if row.zone_id != zone_id]
 
@@ -282,6 +288,12 @@ class MemoryStore(MemoryReader):
             del journal[:count]
         return count
 
+    async def forget_renewals(self, before: int) -> int:
+        old = [key for key, row in self._data.renewals.items() if row.at < before]
+        for key in old:
+            del self._data.renewals[key]
+        return len(old)
+
     async def remember(self, name: str, value: str) -> None:
         self._data.meta[name] = value
 
@@ -312,5 +324,6 @@ def _apply(data: _Data, commits: Sequence[ZoneCommit]) -> None:
             present = rows.get(key)
             if present is not None:
                 rows[key] = present._replace(expires_at=at)
+        data.renewals.update({(zone.id, row.owner_key): row for row in commit.renewals})
         for change in commit.changes:
             data.journal.append(JournalRow(data.next_id(), zone.id, change))

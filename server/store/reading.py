@@ -15,7 +15,7 @@ from server.store import schema
 from server.store.api import JournalRow, KeyRow, MemberRow, SubscriptionRow, Subscriptions, TopicRow, ZoneRow
 from server.store.packing import order_key, subtree_bounds, unpack_rrs
 from server.store.sealing import Sealer
-from server.zone.model import Actor, Change, StoredRR
+from server.zone.model import Actor, Change, Renewal, StoredRR
 
 CHUNK_RECORDS: Final = 20_000  # some 3 MiB a time; the loop gets its turn in between
 _IN_LIST: Final = 500  # names in one IN list; SQLite takes 32,766 parameters
@@ -104,6 +104,14 @@ class SqlReader:
         change = schema.change.c
         wanted = [change.id > after] if zone_id is None else [change.id > after, change.zone_id == zone_id]
         return await self._journal(*wanted, limit=limit)
+
+    async def renewal(self, zone_id: int, owner: bytes) -> Renewal | None:
+        found = schema.renewal.c
+        wanted = select(found.at, found.key, found.peer).where(
+            found.zone_id == zone_id, found.owner_key == order_key(owner)
+        )
+        rows = await self._rows(wanted)
+        return Renewal(owner, *rows[0]) if rows else None
 
     async def journal_span(self) -> tuple[int, int]:
         change = schema.change.c

@@ -21,7 +21,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD: Final = "0004"
+HEAD: Final = "0005"
 """The revision these tables have; a database at it is opened without loading Alembic."""
 
 metadata = MetaData(
@@ -98,6 +98,18 @@ change = Table(
     Column("added", LargeBinary, nullable=False),
     Index(None, "zone_id", "serial_from"),
     sqlite_autoincrement=True,  # readers resume after an id, so ids only grow
+)
+
+# Who renewed the leases of a name last. Apart from the records, which are read whole at the start.
+renewal = Table(
+    "renewal",
+    metadata,
+    Column("zone_id", Id, ForeignKey("zone.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("owner_key", LargeBinary, primary_key=True),
+    Column("at", BigInteger, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("peer", Text, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 tsig_key = Table(

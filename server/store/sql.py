@@ -33,7 +33,7 @@ from server.store.reading import SqlReader
 from server.store.sealing import Sealer, load_master_key
 from server.store.subscriptions import SubscriptionStatements
 from server.store.writing import SqlTransaction, Statements, Step, count_commit, run_on_sqlite
-from server.zone.model import Change, StoredRR, ZoneCommit
+from server.zone.model import Change, Renewal, StoredRR, ZoneCommit
 
 BUSY_SECONDS: Final = 5  # how long SQLite waits for another process's transaction
 CHECKPOINT_PAGES: Final = 4000  # 16 MiB of log before it is worked in: pages that change often are then written once
@@ -158,6 +158,10 @@ class SqlStore:
         async with self._writing(counted=False) as transaction:
             return await transaction.prune(before=before, keep=keep, limit=limit)
 
+    async def forget_renewals(self, before: int) -> int:
+        async with self._writing(counted=False) as transaction:
+            return await transaction.forget_renewals(before)
+
     async def remember(self, name: str, value: str) -> None:
         async with self._writing(counted=False) as transaction:
             await transaction.set_meta(name, value)
@@ -237,6 +241,10 @@ class SqlStore:
     async def journal(self, *, after: int = 0, zone_id: int | None = None, limit: int = 1000) -> list[JournalRow]:
         async with self.reading() as reader:
             return await reader.journal(after=after, zone_id=zone_id, limit=limit)
+
+    async def renewal(self, zone_id: int, owner: bytes) -> Renewal | None:
+        async with self.reading() as reader:
+            return await reader.renewal(zone_id, owner)
 
     async def journal_span(self) -> tuple[int, int]:
         async with self.reading() as reader:

@@ -114,6 +114,13 @@ class Statements:
             index_elements=list(record.primary_key), set_={name: upsert.excluded[name] for name in _REPLACED}
         )
         self.put = Statement(upsert, dialect, [column.name for column in record.columns])
+        renewal = schema.renewal
+        upsert = (postgresql.insert if self.is_postgresql else sqlite.insert)(renewal)
+        upsert = upsert.on_conflict_do_update(
+            index_elements=list(renewal.primary_key),
+            set_={name: upsert.excluded[name] for name in ("at", "key", "peer")},
+        )
+        self.renew = Statement(upsert, dialect, [column.name for column in renewal.columns])
         change_names = [column.name for column in schema.change.columns if column.name != "id"]
         self.log = Statement(insert(schema.change).inline(), dialect, change_names)
         self.touch = Statement(
@@ -150,6 +157,11 @@ class Statements:
             for row, put in commit.puts
         ]
         leases = [(at, *_key(commit.zone_id, row)) for commit in commits for row, at in commit.leases]
+        renewals = [
+            (commit.zone_id, order_key(owner), at, key, peer)
+            for commit in commits
+            for owner, at, key, peer in commit.renewals
+        ]
         changes = [
             (
                 *(commit.zone_id, change.serial_from, change.serial_to, change.at, *change.actor),
@@ -162,6 +174,7 @@ class Statements:
             (self.delete, deletes),
             (self.put, puts),
             (self.lease, leases),
+            (self.renew, renewals),
             (self.log, changes),
         )
         return steps + [Step(statement, rows) for statement, rows in written if rows]
@@ -286,6 +299,10 @@ class SqlTransaction(SqlReader):
         meta = schema.meta
         await self._connection.execute(delete(meta).where(meta.c.name == name))
         await self._connection.execute(insert(meta).values(name=name, value=value))
+
+    async def forget_renewals(self, before: int) -> int:
+        done = await self._connection.execute(delete(schema.renewal).where(schema.renewal.c.at < before))
+        return done.rowcount
 
     async def prune(self, *, before: int, keep: int, limit: int) -> int:
         change = schema.change.c

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 from protocol.constants import Type
 from protocol.name import fold, is_at_or_below
 from protocol.rdata import canonical, soa_with_serial
-from server.zone.model import RR, Actor, Change, RowKey, StoredRR, ZoneCommit
+from server.zone.model import RR, Actor, Change, Renewal, RowKey, StoredRR, ZoneCommit
 from server.zone.node import Node, RRset
 from server.zone.zone import Zone
 
@@ -228,7 +228,9 @@ def _rows(rrset: RRset | None) -> _Rows:
     return {canonical(rtype, rdata): (ttl, rdata, at) for rdata, at in zip(rdatas, expires, strict=True)}
 
 
-def commit_of(zone: Zone, batch: Draft, changes: list[Change], *, now: int = 0) -> ZoneCommit | None:
+def commit_of(
+    zone: Zone, batch: Draft, changes: list[Change], *, now: int = 0, renewals: tuple[Renewal, ...] = ()
+) -> ZoneCommit | None:
     """The net effect of a batch on its zone; None when it has none. What goes with a lease ended at `now` lapses."""
     net = batch.differences()
     if not changes and not net.is_anything:
@@ -245,6 +247,7 @@ def commit_of(zone: Zone, batch: Draft, changes: list[Change], *, now: int = 0) 
         tuple(changes),
         (soa_with_serial(batch.soa_template, 0), batch.soa_ttl) if net.soa_changed else None,
         lapses,
+        renewals,
     )
 
 

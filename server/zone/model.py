@@ -60,6 +60,15 @@ class RowKey(NamedTuple):
     rdata_key: bytes
 
 
+class Renewal(NamedTuple):
+    """Who renewed leases at a folded owner name last: no change of the zone, so it stands in no journal."""
+
+    owner_key: bytes
+    at: int
+    key: str
+    peer: str
+
+
 @dataclass(frozen=True, slots=True)
 class ZoneCommit:
     """The net effect of a batch on one zone, and the journal entries that tell it step by step.
@@ -79,3 +88,4 @@ class ZoneCommit:
     changes: tuple[Change, ...]
     soa: tuple[bytes, int] | None = None
     lapses: tuple[tuple[RowKey, int], ...] = ()
+    renewals: tuple[Renewal, ...] = ()

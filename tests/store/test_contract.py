@@ -21,7 +21,7 @@ from server.store.api import (
     Superseded,
     TopicRow,
 )
-from server.zone.model import StoredRR, ZoneCommit
+from server.zone.model import Renewal, StoredRR, ZoneCommit
 from tests.store.conftest import Opener
 from tests.support.zones import APEX, LONG_TEXT, SOA, aaaa, add_zone, all_records, commit_of, row_key
 
@@ -133,6 +133,23 @@ async def test_the_journal_is_pruned_from_its_oldest_end_by_age_and_size(store: 
     assert (await store.journal_span(), await store.changes_since(first, 11)) == ((0, 0), [])
     await store.commit([commit_of(first, 11)])
     assert (await store.journal_span())[0] > high, "ids only grow"
+
+
+async def test_the_last_renewal_of_a_name_is_kept_until_it_is_old(store: Store) -> None:
+    zone_id = await add_zone(store)
+    await store.commit([commit_of(zone_id, 1, (MAC,))])
+    owner = row_key(MAC).owner_key
+    assert await store.renewal(zone_id, owner) is None
+    for at in (2000, 3000):
+        renewal = Renewal(owner, at, "alice.members.example.", f"192.0.2.{at // 1000}")
+        leases = ((row_key(MAC), at + 3600),)
+        await store.commit([ZoneCommit(zone_id, 2, 2, (), (), leases, (), renewals=(renewal,))])
+    assert await store.renewal(zone_id, owner) == renewal
+    await store.commit([commit_of(zone_id, 2, (), (MAC,))])
+    assert await store.renewal(zone_id, owner) == renewal, "who let it lapse is asked afterwards"
+    assert await store.forget_renewals(3000) == 0
+    assert await store.forget_renewals(3001) == 1
+    assert await store.renewal(zone_id, owner) is None
 
 
 async def test_what_is_remembered_is_found_again(opener: Opener) -> None:

@@ -71,6 +71,7 @@ def test_a_record_added_renewed_moved_and_lapsed(run: Run, config: Path) -> None
     alice = run("member", "add", "alice", "--json").json
     with start("serve", config) as server:
         for address in ("2001:db8::1", "2001:db8::1", "2001:db8::2"):
+            time.sleep(1.05)  # within one second a renewal moves no lease
             send(
                 server,
                 alice,
@@ -95,6 +96,10 @@ def test_a_record_added_renewed_moved_and_lapsed(run: Run, config: Path) -> None
         ({"kind": "lapse", "key": "", "peer": ""}, [second], []),
     ]
     added, moved, lapsed = found["changes"]
+    renewed = found["renewed"]
+    assert (renewed["key"], renewed["peer"]) == (alice["name"], "127.0.0.1")
+    with sqlite3.connect(config.with_name("homing.db")) as connection:
+        connection.execute("UPDATE renewal SET at = 2000000150")
 
     for step, at in ((added, 2_000_000_100), (moved, 2_000_000_200), (lapsed, 2_000_000_300)):
         move(config, step["serial_to"], at)
@@ -113,6 +118,7 @@ def test_a_record_added_renewed_moved_and_lapsed(run: Run, config: Path) -> None
         f"2033-05-18T03:35:00Z {ZONE} serial {added['serial_from']} to {added['serial_to']}, "
         f"update by {alice['name']} from 127.0.0.1",
         f"  +{MAC}\t60\tIN\tAAAA\t2001:db8::1",
+        f"2033-05-18T03:35:50Z {ZONE} lease renewed by {alice['name']} from 127.0.0.1, the last time",
         f"2033-05-18T03:36:40Z {ZONE} serial {moved['serial_from']} to {moved['serial_to']}, "
         f"update by {alice['name']} from 127.0.0.1",
         f"  -{MAC}\t60\tIN\tAAAA\t2001:db8::1",

@@ -26,7 +26,7 @@ from server.writer import (
     load_zone,
 )
 from server.zone.leases import LeaseQueue
-from server.zone.model import RR, Actor, Change, RowKey, StoredRR, ZoneCommit
+from server.zone.model import RR, Actor, Change, Renewal, RowKey, StoredRR, ZoneCommit
 from server.zone.update import read_update
 from server.zone.zone import Zone, Zones
 from tests.support import simloop
@@ -230,7 +230,8 @@ def test_a_refresh_moves_the_lease_and_nothing_else() -> None:
     assert len(core.store.commits) == 5
     row = RowKey(fold(name("new.members.example.")), Type.A, rdata("A", "192.0.2.9"))
     last = core.store.commits[-1]
-    assert last == ZoneCommit(1, 2, 2, (), (), ((row, T0 + 4 * 1440 + 1800),), ())
+    renewal = Renewal(row.owner_key, T0 + 4 * 1440, "k.", "")
+    assert last == ZoneCommit(1, 2, 2, (), (), ((row, T0 + 4 * 1440 + 1800),), (), renewals=(renewal,))
 
 
 def test_a_shorter_lease_ends_earlier() -> None:
