@@ -156,7 +156,7 @@ class TimingConfig(_Table):
     mapping_lifetime: Annotated[int, Field(ge=120)] = 3600
     """RFC 6281 §4; renewed at half of what is granted."""
     registration_delay_max: Seconds = 3.0
-    """RFC 9664 §5."""
+    """RFC 9664 §4.2."""
     loss_delay_min: Seconds = 0.0
     loss_delay_max: Seconds = 5.0
     """RFC 6886 §3.7."""

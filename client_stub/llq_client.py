@@ -39,7 +39,7 @@ MAX_SEEN_EVENTS: Final = 64
 MAX_ABANDONED: Final = 256
 """Set-ups on a stream that nobody wants any more and the server has not answered."""
 SEEN_EVENT_SECONDS: Final = 30.0
-"""A server repeats an event for 14 s (RFC 8764 §5.3); the network may add a little."""
+"""A server repeats an event for 14 s (RFC 8764 §6); the network may add a little."""
 _REFRESH_AT: Final = (0.80, 0.90, 0.95)
 
 
@@ -177,7 +177,7 @@ class LlqClient:
     # What the driver and its user ask for
 
     def subscribe(self, question: Question, *, now: Now, view: Iterable[bytes] = ()) -> bool:
-        """Begin to watch; False when the table is full. Watching twice is watching once (RFC 8764 §3.2).
+        """Begin to watch; False when the table is full. Watching twice is watching once (RFC 8764 §5.2.1).
 
         `view` is what was known by other means: it stands until it is confirmed or corrected, a lease at most.
         """
@@ -462,7 +462,7 @@ class LlqClient:
             self._replace_view(subscription, answers_of(message, subscription.question))
 
     def _static(self, subscription: _Subscription, message: Message, now: Now) -> None:
-        """The data hardly changes: its TTL is the pace, and no set-up is tried again (RFC 8764 §3.2.1)."""
+        """The data hardly changes: its TTL is the pace, and no set-up is tried again (RFC 8764 §5.2.3)."""
         subscription.request = None
         subscription.lease = 0
         ttls = [record.ttl for record in message.answers if record.ttl < 0x80000000]

@@ -56,7 +56,7 @@ _WISHES: Final = (15_000, 300_000)
 _DEFAULT_INTERVAL: Final = 15.0  # RFC 8490 §6.2: until the server has told its own
 _LASTING: Final = frozenset((Rcode.NOTIMP, Rcode.DSOTYPENI))
 _PASSING_SECONDS: Final = 300.0
-_LASTING_SECONDS: Final = 3600.0  # RFC 8490 §6.6.2.2: a server without DSO is left alone for an hour
+_LASTING_SECONDS: Final = 3600.0  # RFC 8490 §6.6.3.3: a server without DSO is left alone for an hour
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -86,7 +86,7 @@ class Resolver:
             raise ResolveError(str(error)) from error
 
     async def zone_of(self, name: bytes, key: Key | None = None) -> bytes:
-        """Apex of the zone that holds `name`: owner of the SOA in answer or authority (RFC 8764 §3.1).
+        """Apex of the zone that holds `name`: owner of the SOA in answer or authority (RFC 8764 §4).
 
         In a private zone only a signed question is answered below the apex.
         """

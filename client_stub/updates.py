@@ -116,7 +116,7 @@ class RegistrarSettings:
 
     lease: int = 5400
     first_delay_max: float = 3.0
-    """RFC 9664 §5: after a start wait a random 0..3 s, so that machines which woke together do not come together."""
+    """RFC 9664 §4.2: after a start wait a random 0..3 s, so that machines which woke together do not come together."""
     refresh_from: float = 0.80
     refresh_to: float = 0.85
     refresh_retries: int = 9

@@ -1,7 +1,7 @@
 """Driver of the watching cores: finds a way to be told of changes, and comes back to a better one later.
 
-The ways in order (RFC 8765 §6.1, RFC 8764 §2): DNS Push over TLS, Long-Lived Queries over TLS, Long-Lived Queries over
-UDP, polls. Push carries no signature, so who watches with a key begins at Long-Lived Queries.
+The ways in order (RFC 8765 §6.1, RFC 8764 §1.1): DNS Push over TLS, Long-Lived Queries over TLS, Long-Lived Queries
+over UDP, polls. Push carries no signature, so who watches with a key begins at Long-Lived Queries.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ _OPTION_HEAD: Final = struct.Struct("!HH")
 _OPT_FIXED: Final = struct.Struct("!BHHBBHH")
 _DO: Final = 0x8000
 LLQ_VERSION: Final = 1
-LLQ_EVENT_REMOVE_TTL: Final = 0xFFFFFFFF  # TTL of a removed record in an event (RFC 8764 §5.3: -1)
+LLQ_EVENT_REMOVE_TTL: Final = 0xFFFFFFFF  # TTL of a removed record in an event (RFC 8764 §6.2: -1)
 
 
 @dataclass(frozen=True, slots=True)

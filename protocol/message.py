@@ -113,7 +113,7 @@ def decode(wire: bytes) -> Message:
     """Take a whole message apart.
 
     `DecodeError` for anything that does not parse, octets after the last section, more than one OPT or one that is not
-    at the root (RFC 6891 §6.1.1), and a TSIG that is not the last record of Additional (RFC 8945 §5.1).
+    at the root (RFC 6891 §6.1.1), and a TSIG that is not the last record of Additional (RFC 8945 §5.2).
     """
     header = decode_header(wire)
     if 5 * header.qdcount + 11 * (header.ancount + header.nscount + header.arcount) > len(wire) - HEADER_OCTETS:

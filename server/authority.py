@@ -42,7 +42,7 @@ class Authority:
         return self.grant(known, zone, update, leased=leased)
 
     def _check_zone(self, zone: Zone, update: Update) -> None:
-        """NOTZONE for a name that lies in a deeper zone of ours: the parent has no say there (RFC 2136 §3.4.1.2).
+        """NOTZONE for a name that lies in a deeper zone of ours: the parent has no say there (RFC 2136 §3.4.1).
 
         At the cut itself only what delegates is the parent's, so that no "delete all of this name" unhooks the zone.
         """

@@ -1,6 +1,6 @@
 """Signed updates seen before: a repetition gets the reply of the first, one from the past is refused (RFC 8945 §5.2.3).
 
-A client over UDP repeats its octets when it hears nothing (RFC 2136 §2.2 leaves the trouble to it: a prerequisite that
+A client over UDP repeats its octets when it hears nothing (RFC 2136 §7.8 leaves the trouble to it: a prerequisite that
 held the first time fails the second), and whoever recorded a signed update can send it again for as long as its fudge
 allows. Both get the reply of the first time, and nothing changes twice. An update is known by its key and MAC.
 

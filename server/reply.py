@@ -146,7 +146,7 @@ class Reply:
         return self._close(builder, rcode, options, seal)
 
     def tsig_error(self, error: TsigError, tsig: Tsig, options: Options = ()) -> bytes:
-        """NOTAUTH with the TSIG error; signed for BADTIME and BADTRUNC when the key is known (RFC 8945 §5.2)."""
+        """NOTAUTH with the TSIG error; signed for BADTIME and BADTRUNC when the key is known (RFC 8945 §5.3.2)."""
 
         def seal(wire: bytes) -> bytes:
             if self.principal is None:

@@ -3,7 +3,7 @@
     | 28 bits: issue time in steps of 32 s | 36 bits: MAC over that time, peer, question, granted lease, key |
 
 Asked again within a step the same peer gets the same ID; across a step two IDs, both good. It stays good until the
-lease it grants has run out (RFC 8764 §5.2.2 forbids to forget a set-up sooner).
+lease it grants has run out (RFC 8764 §5.1 forbids to forget a set-up sooner).
 """
 
 import hmac

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 MAX_QUESTIONS: Final = 256  # in one message on a stream; a datagram cannot hold as many
-RETRY_SECONDS: Final = (2.0, 4.0, 8.0)  # waits after the first, second, third transmission (RFC 8764 §6.3)
+RETRY_SECONDS: Final = (2.0, 4.0, 8.0)  # waits after the first, second, third transmission (RFC 8764 §6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

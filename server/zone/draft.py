@@ -189,7 +189,7 @@ class Differences:
             draft.soa_template is not base.soa_template
             and soa_with_serial(draft.soa_template, 0) != soa_with_serial(base.soa_template, 0)
         )
-        # Whether the serial must move (RFC 9664 §4.3: leases alone are not content).
+        # Whether the serial must move (RFC 9664 §5.3: leases alone are not content).
         self.is_content = bool(self.removed or self.added or self.soa_changed or draft.serial != base.serial)
 
     @property

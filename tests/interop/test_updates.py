@@ -87,7 +87,7 @@ def test_a_key_file_as_member_add_prints_it_works(lab: LabProcess, tmp_path: Pat
     assert lab.dig("byfile.alice.members.example", "A", "+short").strip() == "192.0.2.4"
 
 
-@pytest.mark.rfc("9664", "4.2")
+@pytest.mark.rfc("9664", "4.3")
 @pytest.mark.parametrize(
     ("wish", "answer"),
     [
@@ -105,7 +105,7 @@ def test_leases_are_granted_within_bounds_and_answered_in_kind(lab: LabProcess, 
     assert struct.unpack("!I", answer[:4])[0] - 3 <= ttl <= struct.unpack("!I", answer[:4])[0] + 1
 
 
-@pytest.mark.rfc("9664", "4.1")
+@pytest.mark.rfc("9664", "4")
 def test_a_lease_of_another_length_is_formerr(lab: LabProcess) -> None:
     reply = leased(lab, "alice", b"\0\0\0\0\x10", ("bad.alice", 60, "A", "192.0.2.5"))
     assert reply.rcode() == dns.rcode.FORMERR
@@ -199,7 +199,7 @@ def test_knsupdate_as_a_member_over_tcp(lab: LabProcess) -> None:
     assert status(lab.dig("kn.alice.members.example", "A")) == "NXDOMAIN"
 
 
-@pytest.mark.rfc("2136", "3.2.4")
+@pytest.mark.rfc("2136", "7.8")
 def test_a_repeated_datagram_is_answered_the_same_and_changes_nothing(lab: LabProcess) -> None:
     """A reply may get lost; the prerequisite that held the first time must not fail the client the second time."""
     update = dns.update.UpdateMessage("members.example", keyring=keyring(lab, "admin"))

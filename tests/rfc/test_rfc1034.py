@@ -141,7 +141,7 @@ def test_the_case_of_the_question_is_kept(core: Core) -> None:
     assert wire.count(b"\x03mAc\x07MeMbErS\x07eXaMpLe\x00") == 1
 
 
-@pytest.mark.rfc("2782", "0")
+@pytest.mark.rfc("2782", "The format of the SRV RR")
 def test_the_addresses_of_an_srv_target_are_added(core: Core) -> None:
     reply = ask(core, "srv.members.example.", "SRV")
     assert reply.additional == [("mac.members.example.", 120, "A", rdata("A", "192.0.2.1"))]

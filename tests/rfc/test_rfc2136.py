@@ -166,7 +166,7 @@ def test_a_prerequisite_does_not_follow_a_cname(core: Core) -> None:
     assert core.update(prerequisites=[rrset_exists("alias.members.example.", "A")]).rcode == Rcode.NXRRSET
 
 
-@pytest.mark.rfc("2136", "3.2.3")
+@pytest.mark.rfc("2136", "3.2.5")
 def test_what_the_loop_finds_comes_before_what_the_sets_show(core: Core) -> None:
     differs = rrset_equals("mac.members.example.", "TXT", "other")
     absent = name_in_use("absent.members.example.")
@@ -181,7 +181,7 @@ def test_a_prerequisite_with_a_ttl_is_formerr(core: Core, item: Item) -> None:
     assert core.update(prerequisites=[item._replace(ttl=1)]).rcode == Rcode.FORMERR
 
 
-@pytest.mark.rfc("2136", "3.2.2")
+@pytest.mark.rfc("2136", "3.2")
 def test_a_prerequisite_outside_the_zone_is_notzone(core: Core) -> None:
     assert core.update(prerequisites=[name_in_use("mac.elsewhere.example.")]).rcode == Rcode.NOTZONE
 
@@ -208,7 +208,7 @@ def test_a_prerequisite_tells_nothing_to_one_who_may_not_update(core: Core, item
 # Prescan
 
 
-@pytest.mark.rfc("2136", "3.4.1.2")
+@pytest.mark.rfc("2136", "3.4.1")
 def test_a_change_outside_the_zone_is_notzone(core: Core) -> None:
     assert core.update(add("mac.elsewhere.example.", 60, "A", "192.0.2.1")).rcode == Rcode.NOTZONE
 
@@ -330,7 +330,7 @@ def test_the_last_ns_below_the_apex_can_be_deleted(core: Core) -> None:
     assert core.query("x.cut.members.example.").rcode == Rcode.NXDOMAIN
 
 
-@pytest.mark.rfc("2136", "3.4.2.1")
+@pytest.mark.rfc("2136", "3.4.2")
 def test_records_are_taken_in_their_order(core: Core) -> None:
     swap = [add(ZONE, 300, "NS", "ns2.members.example."), delete_rr(ZONE, "NS", "ns.members.example.")]
     core.update(*reversed(swap))
@@ -386,7 +386,7 @@ def test_nothing_is_answered_or_acknowledged_that_is_not_on_disk(core: Core) -> 
     assert len(replies) == 1 and core.query("new.members.example.").rcode == Rcode.NOERROR
 
 
-@pytest.mark.rfc("2136", "3.4.2")
+@pytest.mark.rfc("2136", "3.4.2.1")
 def test_a_failure_of_the_store_undoes_everything(core: Core) -> None:
     before: Content = content(core.zone)
     core.store.failures.append(StoreError("disk full"))

@@ -63,7 +63,7 @@ def test_ids_differ_between_peers_questions_leases_and_keys() -> None:
     assert ids[-1] == ids[0]
 
 
-@pytest.mark.rfc("8764", "5.2.3")
+@pytest.mark.rfc("8764", "5.2.4")
 def test_the_answer_to_a_challenge_response_has_all_records_and_the_lease() -> None:
     host = Host()
     records = [a_record(1), a_record(2)]
@@ -241,7 +241,7 @@ def test_challenges_of_two_steps_are_both_good() -> None:
     assert len(host.machine) == 1
 
 
-@pytest.mark.rfc("8764", "5.2.2")
+@pytest.mark.rfc("8764", "5.1")
 def test_a_challenge_is_good_until_its_lease_is_over() -> None:
     for age, error in ((900, 0), (1000, LlqError.UNKNOWN_ERR)):
         host = Host()
@@ -381,7 +381,7 @@ def test_refresh_needs_the_question_and_the_address_or_the_key() -> None:
     assert len(host.machine) == 2
 
 
-@pytest.mark.rfc("8764", "7.1")
+@pytest.mark.rfc("8764", "7.2")
 def test_an_expired_llq_is_unknown_even_before_the_timer_ran() -> None:
     host = Host()
     llq_id = host.establish(lease=900)
@@ -391,7 +391,7 @@ def test_an_expired_llq_is_unknown_even_before_the_timer_ran() -> None:
     assert host.machine.counters.lapsed == 1
 
 
-@pytest.mark.rfc("8764", "7.1")
+@pytest.mark.rfc("8764", "7.2")
 def test_a_refresh_of_a_wrong_version_echoes_the_id() -> None:
     option = refresh(5)._replace(version=9)
     assert Host().ask((question(), option)).options == [LlqOption(1, LlqOpcode.REFRESH, LlqError.BAD_VERS, 5, 0)]
@@ -411,7 +411,7 @@ def test_early_refreshes_are_fine_and_a_shorter_lease_counts() -> None:
 # Events
 
 
-@pytest.mark.rfc("8764", "6.1")
+@pytest.mark.rfc("8764", "6")
 def test_an_event_is_a_response_with_question_records_and_option() -> None:
     host = Host()
     llq_id = host.establish()
@@ -437,7 +437,7 @@ def test_a_removed_record_is_whole_with_ttl_minus_1_and_comes_first() -> None:
     assert ttls == [(0xFFFFFFFF, a_record(1).rdata), (60, a_record(2).rdata)]
 
 
-@pytest.mark.rfc("8764", "6.1")
+@pytest.mark.rfc("8764", "6")
 def test_what_cancels_within_the_window_is_not_sent() -> None:
     host = Host()
     host.change(add=[a_record(1)])
@@ -449,7 +449,7 @@ def test_what_cancels_within_the_window_is_not_sent() -> None:
     assert host.settle() == []
 
 
-@pytest.mark.rfc("8764", "6.1")
+@pytest.mark.rfc("8764", "6")
 def test_changes_are_gathered_for_a_moment_but_not_for_long() -> None:
     host = Host()
     host.establish()
@@ -464,7 +464,7 @@ def test_changes_are_gathered_for_a_moment_but_not_for_long() -> None:
     assert sent == [1.0]
 
 
-@pytest.mark.rfc("8764", "6.3")
+@pytest.mark.rfc("8764", "6")
 def test_an_event_is_sent_three_times_and_then_the_llq_is_gone() -> None:
     host = Host()
     host.establish()
@@ -475,7 +475,7 @@ def test_an_event_is_sent_three_times_and_then_the_llq_is_gone() -> None:
     assert (len(host.machine), host.machine.counters.unreachable) == (0, 1)
 
 
-@pytest.mark.rfc("8764", "6.3")
+@pytest.mark.rfc("8764", "6")
 def test_the_llq_lives_until_14_seconds_and_an_ack_to_the_last_try_saves_it() -> None:
     host = Host()
     host.establish()
@@ -511,7 +511,7 @@ def test_an_ack_counts_only_from_the_right_place_with_both_ids() -> None:
     assert host.machine.counters.stray_acks == 7
 
 
-@pytest.mark.rfc("8764", "6.1")
+@pytest.mark.rfc("8764", "6")
 def test_one_event_is_outstanding_and_later_changes_merge_behind_it() -> None:
     host = Host()
     host.establish()
@@ -547,7 +547,7 @@ def test_no_event_for_an_expired_llq() -> None:
     assert host.run(30) == []
 
 
-@pytest.mark.rfc("8764", "6.1")
+@pytest.mark.rfc("8764", "6")
 def test_names_match_in_any_case_and_come_back_in_the_clients() -> None:
     host = Host()
     asked = question(NAME.upper())
@@ -596,7 +596,7 @@ def test_answers_left_out_of_the_packet_follow_at_once_as_adds() -> None:
     assert host.now == began + 5
 
 
-@pytest.mark.rfc("8764", "6.1")
+@pytest.mark.rfc("8764", "6")
 @pytest.mark.parametrize("key", [None, KEY, from_text(".".join(["k" * 63, "k" * 63, "k" * 63, "k" * 61]))])
 def test_events_keep_to_one_packet_with_room_for_their_signature(key: bytes | None) -> None:
     host = Host()

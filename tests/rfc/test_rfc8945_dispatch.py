@@ -159,7 +159,7 @@ def test_a_forwarder_may_change_the_id(core: Core, by: Key, late: int) -> None:
 # Form
 
 
-@pytest.mark.rfc("8945", "5.1")
+@pytest.mark.rfc("8945", "5.2")
 def test_two_signatures_or_one_that_is_not_last_are_formerr_unsigned(core: Core) -> None:
     once = signed(query_message(MAC), ALICE, T0)[0]
     twice = signed(once, ALICE, T0)[0]

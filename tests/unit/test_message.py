@@ -111,7 +111,7 @@ def test_apple_private_setup_has_opt_hinfo_tsig_in_this_order() -> None:
     assert llq_options(message.opt) == [LlqOption(1, 1, 5353, 0, 7200)]
 
 
-@pytest.mark.rfc("8764", "5.3")
+@pytest.mark.rfc("8764", "6.2")
 def test_the_ttl_of_a_remove_event_survives() -> None:
     message = decode(golden.load("llq/dnsextd-event-remove"))
     (record,) = message.answers
