@@ -10,6 +10,8 @@ from typing import Final, Generic, Protocol, TypeVar
 
 import structlog
 
+from homing import collector
+
 log = structlog.get_logger(__name__)
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
@@ -105,6 +107,7 @@ async def _run(
     reload: Callable[[AnyProgram], Awaitable[None]] | None,
 ) -> bool:
     loop = asyncio.get_running_loop()
+    collector.pause()
     program = make()
     starting = loop.create_task(program.start(), name="start")
 
@@ -126,6 +129,8 @@ async def _run(
     except asyncio.CancelledError:
         return True
     try:
+        collector.settle()
+        loop.call_later(collector.LOOK_AGAIN_SECONDS, _look_again, loop)
         sys.stdout.write("".join(("ready\n", *(f"listening {text}\n" for text in listening(program)))))
         sys.stdout.flush()
         log.info("ready")
@@ -165,3 +170,8 @@ async def _reload_when_asked(
             await reload(program)
         except Exception:
             log.exception("fault while reloading")
+
+
+def _look_again(loop: asyncio.AbstractEventLoop) -> None:
+    collector.look_again()
+    loop.call_later(collector.LOOK_AGAIN_SECONDS, _look_again, loop)
