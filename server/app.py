@@ -32,6 +32,7 @@ from server.querylog import QueryLog
 from server.reload import merge
 from server.response_limit import ResponseLimiter, ResponseLimits
 from server.service_settings import control_socket, service_of
+from server.signed_queries import SignedQueries
 from server.status import status
 from server.store.api import KeyRow, Store, StoreError
 from server.store.sql import SqlStore
@@ -116,6 +117,7 @@ class Server:
         self._watch_change = on_change
         self.guard = Guard()
         self.fast = FastPath(self.zones, self.clock, self.metrics.requests, self.guard)
+        self.fast.answer_signed = SignedQueries(self.fast, self.keyring, self.clock, self.metrics.requests).answer
         self._udp: dict[int, UdpListener] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()

@@ -24,16 +24,17 @@ class Requests(Collector):
     """Messages answered. Plain integers on the way of a packet, read when Prometheus asks.
 
     `rcodes` counts by RCODE the plain queries over UDP that were answered before a message was taken apart, with a
-    ready answer or, `computed` of them, with one joined from the zone's octets. All others come by `count`;
-    `common_updates` of the updates among them were read and answered in one walk over their octets. `ready` is how many
-    answers are kept ready, `ready_octets` their size. `limited`: answers held back by response rate limiting, dropped
-    or sent truncated (BADCOOKIE to those with a cookie).
+    ready answer or, `computed` of them, with one joined from the zone's octets; `signed` of them were signed. All
+    others come by `count`; `common_updates` of the updates among them were read and answered in one walk over their
+    octets. `ready` is how many answers are kept ready, `ready_octets` their size. `limited`: answers held back by
+    response rate limiting, dropped or sent truncated (BADCOOKIE to those with a cookie).
     """
 
     def __init__(self) -> None:
         self.rcodes = [0] * _RCODES
         self.computed = 0
         self.common_updates = 0
+        self.signed = 0
         self.ready = 0
         self.ready_octets = 0
         self.limited = {"drop": 0, "slip": 0}
@@ -67,6 +68,9 @@ class Requests(Collector):
         fast.add_metric(("ready",), sum(self.rcodes) - self.computed)
         fast.add_metric(("computed",), self.computed)
         yield fast
+        signed = CounterMetricFamily("homing_fast_signed_answers", "Of the fast answers those to signed queries")
+        signed.add_metric((), self.signed)
+        yield signed
         common = CounterMetricFamily("homing_common_updates", "Updates taken on the short way")
         common.add_metric((), self.common_updates)
         yield common

@@ -28,6 +28,8 @@ class Fast(Protocol):
     ready: dict[bytes, bytes]
     rcodes: list[int]
     guard: Guard
+    answer_signed: Callable[[bytes], bytes | None] | None
+    """Takes a whole datagram; the reply is without its ID."""
 
     def begin(self) -> None: ...
 

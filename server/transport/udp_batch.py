@@ -172,6 +172,7 @@ class BatchListener:
         fast = self._fast
         fast.begin()
         octets, get, answer, rcodes = self._octets, fast.ready.get, fast.answer, fast.rcodes
+        signed = fast.answer_signed
         if self._is_wildcard:
             self._aim_replies(count)
         sizes = self._sizes[:count].tolist()
@@ -196,6 +197,8 @@ class BatchListener:
                     reply = answer(key)
                 if reply is None:
                     reply = fast.answer_with_cookie(key, self._packed(slot))
+                if reply is None and signed is not None:
+                    reply = signed(octets[at - _ID : at + size - _ID])
                 if reply is None:
                     slow.append(slot)
                     reply_sizes.append(0)

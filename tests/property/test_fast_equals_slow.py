@@ -14,13 +14,20 @@ from protocol.constants import RD, EdnsOption, Rcode
 from protocol.edns import LlqOption, Opt, UpdateLease
 from protocol.message import decode
 from protocol.name import from_text
+from protocol.tsig import Key, algorithm_from_text
 from server.fastpath import FastPath
+from server.keyring import Principal
 from server.policy import UNLIMITED
 from server.response_limit import ResponseLimits, network_of
+from server.signed_queries import SignedQueries
 from server.writer import Outcome, PendingUpdate
 from server.zone.model import Actor
 from server.zone.update import read_update
 from tests.support.builders import (
+    ADMIN,
+    ALICE,
+    CAROL,
+    MEMBERS,
     T0,
     UDP,
     UDP_ADDRESS,
@@ -30,8 +37,11 @@ from tests.support.builders import (
     delete_name,
     delete_rrset,
     finish,
+    key,
+    name,
     query_message,
     seen,
+    signed,
     stored,
     update_message,
     zone_of_records,
@@ -168,6 +178,7 @@ class FastCore(Core):
         self.carol = zone_of_text(PRIVATE, apex="carol.members.example.", member_id=3, zone_id=2)
         super().__init__([service, self.carol], limits=limits)
         self.fast = FastPath(self.zones, self.clock, self.metrics.requests, self.guard)
+        self.fast.answer_signed = SignedQueries(self.fast, self.keyring, self.clock, self.metrics.requests).answer
         self.writer._on_change = self.fast.changed
         self.writer._on_node = self.fast.node_changed
 
@@ -218,6 +229,52 @@ def test_the_whole_corpus_again_and_again() -> None:
         for owner in ("leased", "two", "gone", "half", "here", "lease._udp"):
             for rtype, edns in product(("A", "AAAA", "TXT", "SRV", "ANY"), OPTS[:3]):
                 core.compare(query_message(f"{owner}.members.example.", rtype, edns=edns))
+
+
+FALSE: Final = Key(ALICE.name, ALICE.algorithm, b"not hers")
+SHORT: Final = Key(name("short.example."), algorithm_from_text("hmac-sha256-128"), b"short")
+
+
+@pytest.mark.parametrize("by", [ADMIN, CAROL, SHORT, FALSE, key("stranger.example.")], ids=lambda by: by.name[:6].hex())
+def test_signed_queries(by: Key) -> None:
+    core = FastCore()
+    core.keyring.replace([*MEMBERS, Principal(SHORT, 1, name("alice.members.example."))])
+    known = core.keyring.find(by.name)
+    is_good = known is not None and known.key == by
+    given = [core.compare(core.signed(wire, by)) for wire in corpus()[:: 7 if is_good else 97]]
+    if not is_good:
+        assert not any(given)
+        return
+    assert given.count(4) > len(given) / 8
+    assert core.metrics.requests.signed == sum(given)
+    for seconds in (-299, -301, 299, 301):  # the fudge both ways
+        wire = signed(query_message("mac.members.example."), by, core.clock.unix() + seconds)[0]
+        assert core.compare(wire) == (4 if abs(seconds) < 300 else 0)
+
+
+@pytest.mark.parametrize("at", range(2, 40))
+def test_damaged_signed_queries(at: int) -> None:
+    core = FastCore()
+    for edns in (None, Opt(1232)):
+        wire = core.signed(query_message("mac.members.example.", edns=edns), ADMIN)
+        assert core.compare(wire) == 4
+        for place in range(at, len(wire), 38):
+            for octet in (0, 1, 0x3F, 0xC0, 0xFF):
+                damaged = wire[:place] + bytes((octet,)) + wire[place + 1 :]
+                if not damaged[2] & 0x80:
+                    core.compare(damaged)
+        core.compare(wire[:-at])
+        core.compare(wire + bytes(at))
+
+
+def test_a_signed_answer_that_leaves_no_room_for_its_signature_goes_the_long_way() -> None:
+    core = FastCore()
+    for number in range(1, 14):
+        record = add("many.members.example.", 60, "AAAA", f"2001:db8::{number}")
+        assert core.update(record).rcode == 0
+        wire = query_message("many.members.example.", "AAAA")
+        assert core.compare(wire) == 4
+        core.compare(core.signed(wire, ADMIN))
 
 
 def with_cookie(core: FastCore, owner: str, rtype: str, payload: int = 1232) -> bytes:
@@ -379,8 +436,10 @@ class Changing(RuleBasedStateMachine):
     @invariant()
     def fast_equals_slow(self) -> None:
         if hasattr(self, "core"):
-            for wire in QUESTIONS:
+            for index, wire in enumerate(QUESTIONS):
                 self.core.compare(wire)
+                if index % 3 == 0:
+                    self.core.compare(self.core.signed(wire, (ADMIN, CAROL)[index % 2]))
 
 
 Changing.TestCase.settings = settings(max_examples=10, stateful_step_count=10, deadline=None)

@@ -293,6 +293,7 @@ def test_requests_are_counted_whichever_way_they_went(core: FastCore) -> None:
         ("homing_rate_limited_total", "drop"): 0,
         ("homing_rate_limited_total", "slip"): 0,
         ("homing_overload_total",): 0,
+        ("homing_fast_signed_answers_total",): 0,
         ("homing_common_updates_total",): 0,
         ("homing_ready_answers",): 3,
         ("homing_ready_octets",): samples["homing_ready_octets",],
