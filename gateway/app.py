@@ -207,7 +207,10 @@ class Gateway:
         if saved.damaged is not None:
             self._log.warning("state file was damaged, mappings lost", moved_to=str(saved.damaged))
         self._interfaces = InterfaceWatch(self._interfaces_changed)
-        addresses = self._interfaces.read()
+        try:
+            addresses = self._interfaces.read()
+        except OSError as error:
+            raise StartError(f"the kernel tells no addresses: {error.strerror}") from None
         self._lan.bind(addresses)
         own_ports = frozenset(
             {*(endpoint.port for endpoint in self.natpmp_addresses), config.natpmp.announce_to.port, config.lan.port}

@@ -72,10 +72,10 @@ class LanSide:
 
     def update(self, addresses: Addresses, *, now: float) -> None:
         """Follow a change: close what is gone, open what came and announce there."""
-        for failure in self._adjust(addresses, now=now):
-            if str(failure) not in self._complaints:
-                self._log.warning("internal address cannot be used", reason=str(failure))
-                self._complaints.add(str(failure))
+        complaints = {str(failure) for failure in self._adjust(addresses, now=now)}
+        for reason in sorted(complaints - self._complaints):
+            self._log.warning("internal address cannot be used", reason=reason)
+        self._complaints = complaints
 
     @property
     def endpoints(self) -> list[Endpoint]:
