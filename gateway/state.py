@@ -7,6 +7,7 @@ from one at a time. Times in the file are wall-clock seconds, for a monotonic cl
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import uuid
 from collections.abc import Iterable, Iterator
@@ -202,6 +203,7 @@ class StateFile:
             raise
 
     def _open(self) -> sqlite3.Connection:
+        _keep_private(self._path)
         # Autocommit: transactions are ours to begin. One thread at a time uses it, not always the one that opened it.
         connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
         try:
@@ -221,6 +223,17 @@ class StateFile:
             connection.close()
             raise
         return connection
+
+
+def _keep_private(path: Path) -> None:
+    """Have the file for its owner alone, for PCP's nonces are in it; SQLite gives its companions the same mode."""
+    with contextlib.suppress(OSError):  # whatever is wrong with it, SQLite says
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if os.fstat(descriptor).st_mode & 0o077:
+                os.fchmod(descriptor, 0o600)
+        finally:
+            os.close(descriptor)
 
 
 _Row = tuple[int, str, int, int, str, float | None, bytes | None, str, str]

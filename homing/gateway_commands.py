@@ -249,7 +249,10 @@ def _show(
                 while True:
                     typer.echo(json.dumps(ask(request)[part]))
                     time.sleep(WATCH_SECONDS)
-            with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
+            while not console.is_terminal:
+                console.print(draw(ask(request)[part]))
+                time.sleep(WATCH_SECONDS)
+            with Live(console=console, auto_refresh=False, screen=True) as live:
                 while True:
                     live.update(draw(ask(request)[part]), refresh=True)
                     time.sleep(WATCH_SECONDS)

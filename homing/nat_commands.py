@@ -44,8 +44,14 @@ def map_(
     proto: Annotated[TransportName, typer.Option("--proto", help="Which transport.")] = TransportName.TCP,
     gateway: GatewayOption = None,
     external: Annotated[
-        int, typer.Option(min=0, max=65535, help="The external port that is wanted; 0 leaves it to the router.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            show_default=False,
+            help="The external port that is wanted; another one may come of it. Default: PORT.",
+        ),
+    ] = None,
     lifetime: Annotated[
         int, typer.Option(min=1, max=LONGEST_LIFETIME, help="Seconds to ask for; it is renewed in time.")
     ] = 7200,
@@ -65,7 +71,7 @@ def map_(
 
     configure_logging("warning")
     place = _place(gateway)
-    wanted = Wanted(internal_port=port, transport=proto.value, external_port=external, lifetime=lifetime)
+    wanted = Wanted(internal_port=port, transport=proto.value, external_port=external or port, lifetime=lifetime)
 
     def shown(mapper: "PortMapper", state: "NatState") -> None:
         values = _state_values(mapper, state, port, proto.value)

@@ -86,7 +86,8 @@ def test_an_owner_sees_adds_and_ends_mappings(tmp_path: Path) -> None:
     owner = Owner(tmp_path)
     port = free_port(EXTERNAL, socket.SOCK_STREAM)
     with running(tmp_path) as gateway:
-        assert stat.S_IMODE((tmp_path / "control").stat().st_mode) == 0o600
+        for file in ("control", "state.sqlite", "state.sqlite-wal"):
+            assert stat.S_IMODE((tmp_path / file).stat().st_mode) == 0o600
         external = map_udp(gateway, 4500)
         owner("add", "tcp", str(port), "127.0.0.11:80")
         owner("add", "tcp", str(port), "127.0.0.11:80")  # again: nothing changes

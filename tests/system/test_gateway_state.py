@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,16 @@ def state(path: Path) -> Iterator[StateFile]:
     file = StateFile(path)
     yield file
     file.close()
+
+
+def test_it_is_for_its_owner_alone(path: Path) -> None:
+    """PCP's nonces are in it."""
+    path.touch()
+    path.chmod(0o644)
+    with contextlib.closing(StateFile(path)):
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+    assert set(modes.values()) == {0o600}
+    assert "gateway.sqlite-wal" in modes
 
 
 def test_nothing_saved_has_no_epoch(state: StateFile) -> None:
