@@ -90,14 +90,21 @@ def victim(place: Place, rate: float, dice: random.Random) -> None:
 
 def crowd(place: Place, rate: float, dice: random.Random) -> None:
     """Small queries from everywhere, half of them for names that are not there, some with made-up cookies."""
-    sockets = udp_sockets(place.port, addresses(40, 512))
-    spray(sockets, rate, lambda: query(dice, dice.choice(("A", "TXT", "NS")), lost=dice.random() < 0.5))
+    pool = [query(dice, dice.choice(("A", "TXT", "NS")), lost=dice.random() < 0.5) for _ in range(2000)]
+
+    def make() -> bytes:
+        wire = dice.choice(pool)
+        # a name that nobody asked for before: 13 is where the label's letters begin
+        return wire[:17] + b"%08x" % dice.getrandbits(32) + wire[25:] if wire[13:17] == b"lost" else wire
+
+    spray(udp_sockets(place.port, addresses(40, 512)), rate, make)
 
 
 def strangers(place: Place, rate: float, dice: random.Random) -> None:
     """Updates signed with a wrong secret, under a name that exists."""
     wrong = Key(place.key.name, SHA256, dice.randbytes(32))
-    spray(udp_sockets(place.port, addresses(50, 128)), rate, lambda: update(dice, wrong))
+    pool = [update(dice, wrong) for _ in range(2000)]
+    spray(udp_sockets(place.port, addresses(50, 128)), rate, lambda: dice.choice(pool))
 
 
 def connections(port: int, rate: float, keep: int, begin: Callable[[socket.socket], None]) -> None:

@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -44,6 +45,16 @@ MUST_BE_ANSWERED: Final = 0.95
 MAY_GROW_KIB: Final = 128 * 1024
 CONNECTIONS: Final = 1000
 LOG_LINES: Final = 30  # and two a minute
+LIMITED: Final = {
+    "answers dropped": ('homing_rate_limited_total{action="drop"}',),
+    "answers cut short": ('homing_rate_limited_total{action="slip"}',),
+    "refused unread": tuple(f'homing_strangers_refused_total{{limit="{limit}"}}' for limit in ("address", "total")),
+    "no time": ("homing_overload_total",),
+    "connections evicted": ('homing_streams_dropped_total{reason="evicted"}',),
+    "handshakes given up": ('homing_streams_dropped_total{reason="handshake"}',),
+    "idle": ('homing_streams_dropped_total{reason="idle"}',),
+    "unread": tuple(f'homing_streams_dropped_total{{reason="{reason}"}}' for reason in ("unread", "blocked")),
+}
 
 
 @contextmanager
@@ -56,6 +67,7 @@ def server(directory: Path) -> Iterator[tuple[Place, "subprocess.Popen[str]", Pa
         '[dns]\nlisten = ["127.0.0.1:0"]\nlisten_tls = ["127.0.0.1:0"]\nrate_limit_exempt = []\n'
         f"tcp_connections = {CONNECTIONS}\n"
         f'certificate_file = "{files.certificate_file}"\nkey_file = "{files.key_file}"\n'
+        '[metrics]\nlisten = "127.0.0.1:0"\n'
     )
     command = [sys.executable, "-m", "homing"]
     log = directory / "log"
@@ -66,7 +78,7 @@ def server(directory: Path) -> Iterator[tuple[Place, "subprocess.Popen[str]", Pa
         try:
             ports = {}
             assert process.stdout is not None
-            while len(ports) < 3:
+            while len(ports) < 4:
                 line = process.stdout.readline()
                 if not line:
                     raise SystemExit(f"the server did not start:\n{log.read_text()}")
@@ -81,7 +93,7 @@ def server(directory: Path) -> Iterator[tuple[Place, "subprocess.Popen[str]", Pa
             )
             facts = json.loads(added.stdout)
             key = Key(fold(from_text(facts["name"])), SHA256, base64.b64decode(facts["secret"]))
-            place = Place(ports["udp"], ports["tls"], str(files.ca_file), key)
+            place = Place(ports["udp"], ports["tls"], ports["metrics"], str(files.ca_file), key)
             asyncio.run(fill(place))
             yield place, process, log
         finally:
@@ -147,15 +159,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=DURATION)
     parser.add_argument("--scale", type=float, default=1.0, help="of the flood's rates")
+    parser.add_argument("--patience", type=float, default=2.0, help="seconds that honest clients wait for an answer")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout in place of the table")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work, server(Path(work)) as (place, process, log):
-        result = run(place, process.pid, log, options.seconds, options.scale)
+        result = run(place, process.pid, log, options)
     print(json.dumps(result) if options.json else table(result))
     return 1 if result["problems"] else 0
 
 
-def run(place: Place, pid: int, log: Path, seconds: float, scale: float) -> dict[str, Any]:
+def run(place: Place, pid: int, log: Path, options: argparse.Namespace) -> dict[str, Any]:
+    seconds, scale = options.seconds, options.scale
     tallies = {kind: Tally() for kind in ("UDP", "TCP", "TLS", "update")}
     watch = Watch()
     watch.look(pid)
@@ -172,13 +186,14 @@ def run(place: Place, pid: int, log: Path, seconds: float, scale: float) -> dict
             os.setpriority(os.PRIO_PROCESS, each, -10)
     try:
         time.sleep(2)  # until all of them are under way
-        asyncio.run(_meanwhile(place, pid, seconds, tallies, watch))
+        asyncio.run(_meanwhile(place, pid, options, tallies, watch))
         ended = [name for name, process in zip(PARTS, parts, strict=True) if not process.is_alive()]
     finally:
         for process in parts:
             process.kill()
             process.join()
     said = log.read_text().count("\n") - lines
+    counts = metrics(place)
     result: dict[str, Any] = {
         "seconds": seconds,
         "honest": {
@@ -195,16 +210,27 @@ def run(place: Place, pid: int, log: Path, seconds: float, scale: float) -> dict
         "descriptors": max(watch.descriptors),
         "processor": round(watch.processor, 2),
         "log_lines": said,
+        "limited": {name: sum(counts.get(line, 0) for line in lines) for name, lines in LIMITED.items()},
         "flood_per_second": {name: rate * scale for name, (_, rate) in PARTS.items()},
     }
     result["problems"] = problems(result, ended)
     return result
 
 
-async def _meanwhile(place: Place, pid: int, seconds: float, tallies: dict[str, Tally], watch: Watch) -> None:
+async def _meanwhile(
+    place: Place, pid: int, options: argparse.Namespace, tallies: dict[str, Tally], watch: Watch
+) -> None:
     async with asyncio.TaskGroup() as group:
-        group.create_task(honest(place, seconds, tallies))
-        group.create_task(watch.follow(pid, seconds))
+        group.create_task(honest(place, options.seconds, options.patience, tallies))
+        group.create_task(watch.follow(pid, options.seconds))
+
+
+def metrics(place: Place) -> dict[str, int]:
+    """What the server counted, by metric and labels."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{place.metrics_port}/metrics", timeout=10) as page:
+        text = page.read().decode()
+    pairs = (line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
+    return {name: int(float(value)) for name, value in pairs}
 
 
 def problems(result: dict[str, Any], ended: list[str]) -> list[str]:
@@ -243,6 +269,7 @@ def table(result: dict[str, Any]) -> str:
         f"memory {memory['before']} KiB before, {memory['most']} at most, {memory['last']} at the end;"
         f" {result['descriptors']} descriptors at most; {result['processor']:.0%} of a core;"
         f" {result['log_lines']} log lines",
+        "limited: " + ", ".join(f"{name} {number}" for name, number in result["limited"].items()),
         "flood a second: " + ", ".join(f"{name} {rate:g}" for name, rate in result["flood_per_second"].items()),
         *(f"PROBLEM: {problem}" for problem in result["problems"]),
     ]

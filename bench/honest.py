@@ -16,7 +16,6 @@ from protocol.tsig import Key, sign
 
 ZONE: Final = "members.example."
 HOSTS: Final = 500
-WAIT_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True)
@@ -25,12 +24,13 @@ class Place:
 
     port: int
     tls_port: int
+    metrics_port: int
     ca_file: str
     key: Key
 
 
 def query(dice: random.Random, rtype: str, *, lost: bool = False) -> bytes:
-    label = f"lost{dice.getrandbits(40):x}" if lost else f"host{dice.randrange(HOSTS)}"
+    label = f"lost{dice.getrandbits(32):08x}" if lost else f"host{dice.randrange(HOSTS)}"
     cookie = ((10, dice.randbytes(dice.choice((8, 24)))),) if dice.random() < 0.2 else ()
     question = Question(from_text(f"{label}.alice.{ZONE}"), Type[rtype], Class.IN)
     return encode(dice.getrandbits(16), RD, [question], opt=Opt(1232, options=cookie))
@@ -105,7 +105,7 @@ async def over_stream(port: int, source: str, wire: bytes, context: ssl.SSLConte
         writer.close()
 
 
-async def honest(place: Place, seconds: float, tallies: dict[str, Tally]) -> None:
+async def honest(place: Place, seconds: float, patience: float, tallies: dict[str, Tally]) -> None:
     """One household: 50 questions a second over UDP, some over streams, and two updates a second."""
     loop = asyncio.get_running_loop()
     dice = random.Random(5)
@@ -120,7 +120,7 @@ async def honest(place: Place, seconds: float, tallies: dict[str, Tally]) -> Non
         tally.sent += 1
         began = loop.time()
         try:
-            async with asyncio.timeout(WAIT_SECONDS):
+            async with asyncio.timeout(patience):
                 reply = await ask()
         except (TimeoutError, OSError, asyncio.IncompleteReadError):
             return
