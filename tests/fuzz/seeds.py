@@ -24,7 +24,7 @@ def seeds(target: str) -> Iterator[bytes]:
                 seen.add(made)
                 yield made
     if target == "decode":
-        for item in golden.below("natpmp"):
+        for item in (*golden.below("natpmp"), *golden.below("pcp")):
             yield b"\0" + item.wire
     for path in sorted(FOUND.glob(f"{target}-*.hex")):
         yield golden.parse(path.stem, path.read_text("utf-8")).wire

@@ -451,3 +451,18 @@ def test_a_key_that_was_revoked_is_unknown(core: Core) -> None:
 
 def test_a_signed_response_is_not_answered_either(core: Core) -> None:
     assert core.handle(signed(query_message(ZONE, "SOA", flags=QR), ALICE, T0)[0]) == [b""]
+
+
+@pytest.mark.rfc("8945", "10")
+def test_both_keys_of_a_rollover_hold_until_the_old_one_ends(core: Core) -> None:
+    """A new key has a name of its own, so that one algorithm and one secret go with each name."""
+    new = key("alice-laptop-2.members.example.")
+    old_one, new_one = (Principal(each, 1, MEMBERS[1].domain) for each in (ALICE, new))
+    core.keyring.replace([old_one, new_one])
+    for number, by in enumerate((ALICE, new, ALICE)):
+        wire, mac = signed(update_message([NEW], lease=1800, id=number), by, T0)
+        assert is_good(core.ask(wire), by, mac)
+    core.keyring.replace([new_one])
+    assert unsigned_error(core.ask(signed(query_message(MAC), ALICE, T0)[0])) == TsigError.BADKEY
+    wire, mac = signed(query_message(MAC), new, T0)
+    assert is_good(core.ask(wire), new, mac)

@@ -57,6 +57,8 @@ def texts(records: list[RR]) -> list[str]:
     return [f"{to_text(rr.owner)} {Type(rr.rtype).name}" for rr in records]
 
 
+@pytest.mark.rfc("1034", "4.3.2")
+@pytest.mark.rfc("4592", "2.2.2")
 @pytest.mark.parametrize(
     ("owner", "rtype", "rcode", "answers"),
     [
@@ -115,6 +117,7 @@ def test_the_owner_is_spelt_as_asked(zone: Zone) -> None:
     assert ask(zone, "MaC.members.EXAMPLE.", "A").answers[0].owner == name("MaC.members.EXAMPLE.")
 
 
+@pytest.mark.rfc("2308", "3")
 @pytest.mark.parametrize(("soa_ttl", "minimum", "ttl"), [(300, 60, 60), (30, 60, 30), (60, 60, 60), (300, 0, 0)])
 def test_a_negative_answer_is_cached_no_longer_than_soa_and_minimum_say(soa_ttl: int, minimum: int, ttl: int) -> None:
     zone = zone_of_text(TEXT, soa_ttl=soa_ttl, minimum=minimum)
@@ -123,6 +126,7 @@ def test_a_negative_answer_is_cached_no_longer_than_soa_and_minimum_say(soa_ttl:
     assert ask(zone, "members.example.", "SOA").answers[0].ttl == soa_ttl
 
 
+@pytest.mark.rfc("1034", "4.3.2")
 @pytest.mark.parametrize("owner", ["cut.members.example.", "host.cut.members.example.", "a.b.cut.members.example."])
 @pytest.mark.parametrize("rtype", ["A", "NS", "TXT", "ANY"])
 def test_below_a_cut_there_is_only_the_referral_with_glue(zone: Zone, owner: str, rtype: str) -> None:
@@ -132,10 +136,12 @@ def test_below_a_cut_there_is_only_the_referral_with_glue(zone: Zone, owner: str
     assert texts(answer.additional) == ["ns.cut.members.example. A"]
 
 
+@pytest.mark.rfc("4035", "3.1.4.1")
 def test_ds_below_a_cut_is_referred(zone: Zone) -> None:
     assert not ask(zone, "x.cut.members.example.", "DS").is_authoritative
 
 
+@pytest.mark.rfc("1034", "4.3.2")
 def test_a_cname_into_a_delegation_ends_in_the_referral(zone: Zone) -> None:
     answer = ask(zone, "into.members.example.", "A")
     assert texts(answer.answers) == ["into.members.example. CNAME"]
@@ -143,6 +149,7 @@ def test_a_cname_into_a_delegation_ends_in_the_referral(zone: Zone) -> None:
     assert answer.is_authoritative
 
 
+@pytest.mark.rfc("6672", "2.2")
 def test_a_dname_rewrites_what_lies_below_it(zone: Zone) -> None:
     answer = ask(zone, "Mac.old.members.example.", "A")
     assert texts(answer.answers) == [
@@ -162,6 +169,7 @@ def test_a_dname_that_leads_out_is_where_the_answer_ends(zone: Zone) -> None:
     assert (answer.rcode, answer.authority) == (Rcode.NOERROR, [])
 
 
+@pytest.mark.rfc("6672", "2.2")
 def test_a_name_that_a_dname_makes_too_long_is_yxdomain() -> None:
     target = ".".join(["t" * 60] * 3) + "."
     zone = zone_of_text(f"d.members.example. 60 DNAME {target}")
@@ -194,6 +202,7 @@ def test_hosts_named_in_srv_mx_and_ns_come_with_their_addresses(zone: Zone) -> N
     assert texts(ask(zone, "members.example.", "NS").additional) == ["ns.members.example. A"]
 
 
+@pytest.mark.rfc("8482", "4.1")
 def test_any_is_answered_with_one_rrset(zone: Zone) -> None:
     assert len({rr.rtype for rr in ask(zone, "mac.members.example.", "ANY").answers}) == 1
     assert ask(zone, "absent.members.example.", "ANY").rcode == Rcode.NXDOMAIN
@@ -201,6 +210,7 @@ def test_any_is_answered_with_one_rrset(zone: Zone) -> None:
     assert ask(zone_of_text("a.members.example. 1 A 192.0.2.1"), "members.example.", "ANY").answers[0].rtype == Type.SOA
 
 
+@pytest.mark.rfc("3597", "2")
 def test_a_type_we_have_no_name_for_is_data_like_any_other(zone: Zone) -> None:
     answer = resolve(zone, name("mac.members.example."), 65500, 0)
     assert [rr.rdata for rr in answer.answers] == [b"\xab\xcd"]
@@ -226,6 +236,7 @@ def test_the_answered_ttl_is_capped_by_the_lease_that_is_left() -> None:
     assert ask(zone, "alias.members.example.", "A", 990).answers[0].ttl == 10
 
 
+@pytest.mark.rfc("9664", "7")
 def test_what_has_lapsed_is_not_answered_even_before_it_is_swept() -> None:
     zone = zone_of_records(LEASED)
     assert [rr.rdata for rr in ask(zone, "mac.members.example.", "A", 1000).answers] == [rdata("A", "192.0.2.2")]
@@ -241,6 +252,7 @@ def test_what_has_lapsed_is_not_answered_even_before_it_is_swept() -> None:
     assert (above.rcode, above.answers) == (Rcode.NOERROR, []), "it still stands above a name"
 
 
+@pytest.mark.rfc("4035", "3.1.4.1")
 def test_the_deepest_zone_answers_and_ds_belongs_to_the_parent() -> None:
     parent = zone_of_text("carol.members.example. 60 NS ns.members.example.")
     child = zone_of_text("carol.members.example. 60 NS ns.members.example.", apex="carol.members.example.", zone_id=2)

@@ -84,6 +84,7 @@ def test_a_truncated_reply_fits_and_says_so(edns: Opt | None) -> None:
     assert len(whole.answers) == 59 and not whole.flag(TC)
 
 
+@pytest.mark.rfc("2181", "9")
 def test_what_of_the_authority_does_not_fit_truncates() -> None:
     soa = RR(APEX, Type.SOA, 60, soa_rdata())
     answer = Answer(answers=addresses(16), authority=[soa])
@@ -91,6 +92,7 @@ def test_what_of_the_authority_does_not_fit_truncates() -> None:
     assert reply.flag(TC) and len(reply.answers) == 16 and not reply.authority
 
 
+@pytest.mark.rfc("2181", "9")
 def test_additional_records_go_first_and_silently() -> None:
     answer = Answer(answers=addresses(14), additional=addresses(3, name("host.members.example.")))
     reply = build(request(), answer)
@@ -123,6 +125,7 @@ def test_several_questions_that_would_not_fit_are_not_echoed() -> None:
     assert build(two).message.questions == two.questions
 
 
+@pytest.mark.rfc("6891", "7")
 def test_an_opt_answers_an_opt_and_only_that() -> None:
     assert build(request()).message.opt is None
     opt = build(request(Opt(4096, dnssec_ok=True))).message.opt
@@ -130,6 +133,7 @@ def test_an_opt_answers_an_opt_and_only_that() -> None:
     assert (opt.payload_size, opt.version, opt.dnssec_ok, opt.options) == (UDP_PAYLOAD, 0, True, ())
 
 
+@pytest.mark.rfc("6891", "6.1.3")
 def test_an_extended_rcode_is_split_over_header_and_opt() -> None:
     reply = build(request(Opt(1232, version=1)), rcode=Rcode.BADVERS)
     assert reply.rcode == Rcode.BADVERS

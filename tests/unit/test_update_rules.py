@@ -79,6 +79,9 @@ PREREQUISITES = [
 ]
 
 
+@pytest.mark.rfc("2136", "3.2.1")
+@pytest.mark.rfc("2136", "3.2.2")
+@pytest.mark.rfc("2136", "3.2.3")
 @pytest.mark.parametrize(("item", "rcode"), PREREQUISITES)
 def test_form_of_a_prerequisite(item: Item, rcode: int) -> None:
     assert read([], [item]) == rcode
@@ -114,21 +117,25 @@ OPS = [
 ]
 
 
+@pytest.mark.rfc("2136", "3.4.1.2")
 @pytest.mark.parametrize(("item", "rcode"), OPS)
 def test_form_of_an_update_operation(item: Item, rcode: int) -> None:
     assert read([item]) == rcode
 
 
+@pytest.mark.rfc("2136", "3.4.1")
 def test_one_bad_operation_spoils_the_message() -> None:
     assert read([add("mac.members.example.", 60, "A", "192.0.2.1"), OPS[-1][0]]) == Rcode.FORMERR
 
 
+@pytest.mark.rfc("2136", "3.4.2.4")
 def test_a_name_compressed_in_the_rdata_of_a_deletion_is_made_whole() -> None:
     plain = update_message([Item(MAC, Type.CNAME, Class.NONE, 0, b"\xc0\x0c")])
     update = read_update(decode(plain), APEX)
     assert update.ops[0].rdata == APEX
 
 
+@pytest.mark.rfc("2181", "8")
 def test_a_ttl_with_its_top_bit_set_is_zero() -> None:
     ttls = [0x7FFFFFFF, 0x80000000, 0xFFFFFFFF]
     update = read_update(decode(update_message([Item(MAC, Type.A, Class.IN, ttl, A) for ttl in ttls])), APEX)
@@ -146,6 +153,7 @@ def test_rdata_that_would_fit_in_no_answer_is_refused() -> None:
     assert read([first, Item(APEX, Type.SIG, Class.IN, 0, sig[:-2000])]) == Rcode.NOERROR
 
 
+@pytest.mark.rfc("2136", "3.1.1")
 @pytest.mark.parametrize(
     "questions", [[], [Question(APEX, Type.SOA, 1)] * 2, [Question(APEX, Type.A, 1)], [Question(APEX, Type.ANY, 1)]]
 )
@@ -174,11 +182,13 @@ TEXT = """
 """
 
 
+@pytest.mark.rfc("2136", "7.12")
 def test_an_rrset_has_one_ttl_that_of_the_last_add() -> None:
     draft = apply(zone_of_text(TEXT), add("mac.members.example.", 90, "A", "192.0.2.2"))
     assert draft.rrset(MAC, Type.A) == RRset(Type.A, 90, (A, rdata("A", "192.0.2.2")), (0, 0))
 
 
+@pytest.mark.rfc("2136", "3.4.2.2")
 def test_a_wks_takes_the_place_of_that_of_its_address_and_protocol() -> None:
     tcp, udp = bytes((192, 0, 2, 1, 6)), bytes((192, 0, 2, 1, 17))
     ops = [Item(MAC, Type.WKS, Class.IN, 60, data) for data in (tcp + b"\x01", udp + b"\x02", tcp + b"\x03")]
@@ -233,6 +243,7 @@ def test_the_ns_of_the_zone_cannot_be_leased() -> None:
     assert caught.value.rcode == Rcode.REFUSED
 
 
+@pytest.mark.rfc("2136", "7.11")
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_serial_of_zero_is_never_taken(number: int) -> None:
     zone = zone_of_text(TEXT, serial=0xFFFFFFFF)

@@ -100,6 +100,7 @@ def slow_disk(core: Core, seconds: float = 1.0) -> None:
     core.store.before_commit = core.store.before_load = work
 
 
+@pytest.mark.rfc("2136", "3.5")
 def test_the_reply_comes_after_the_commit_and_the_publication() -> None:
     async def play(core: Core) -> None:
         slow_disk(core)
@@ -148,6 +149,7 @@ def test_batches_and_queue_are_bounded() -> None:
     assert core.metrics.batch.count == MAX_QUEUE / MAX_BATCH
 
 
+@pytest.mark.rfc("2136", "3.7")
 def test_a_refused_update_leaves_no_trace_and_its_neighbours_stand() -> None:
     outcomes: list[Outcome] = []
 
@@ -180,6 +182,7 @@ def test_an_update_beyond_a_bound_is_refused_alone() -> None:
     assert not core.zone.exists(fold(name("x.members.example.")))
 
 
+@pytest.mark.rfc("2136", "3.6")
 def test_an_update_that_changes_nothing_writes_nothing() -> None:
     outcomes: list[Outcome] = []
 
@@ -217,6 +220,7 @@ def test_a_record_lapses_at_its_granted_second_as_a_change() -> None:
     assert core.store.rows[1] == rows_of(zone_of_text(TEXT))
 
 
+@pytest.mark.rfc("9664", "5.3")
 def test_a_refresh_moves_the_lease_and_nothing_else() -> None:
     async def play(core: Core) -> None:
         for _ in range(5):
@@ -317,6 +321,7 @@ def test_the_lease_of_a_key_is_its_own() -> None:
 # The store fails, or others come first
 
 
+@pytest.mark.rfc("2136", "3.4.2.1")
 def test_a_failing_store_gives_servfail_and_publishes_nothing() -> None:
     outcomes: list[Outcome] = []
 
