@@ -6,7 +6,6 @@ from protocol.name import fold, from_text
 from server.config import ServerSettings, split_host_port
 from server.discovery import NameServer, default_host
 from server.operation import Service
-from server.store.sql import parse_url
 
 
 def service_of(settings: ServerSettings, port: int, tls_port: int | None) -> Service:
@@ -33,5 +32,7 @@ def control_socket(settings: ServerSettings) -> Path | None:
     """Where `homing status` reaches the server; None for a database that is no file, unless one is set."""
     if settings.control.socket is not None:
         return settings.control.socket
+    from server.store.sql import parse_url  # SQLAlchemy takes long to load, and every command passes here
+
     url = parse_url(settings.database.url)
     return Path(f"{url.database}.control") if url.drivername.startswith("sqlite") else None
