@@ -304,7 +304,7 @@ class Machine:
         added = [RowKey(fold(op.name), op.rtype, canonical(op.rtype, op.rdata)) for op in ops if op.rclass == Class.IN]
         gone = [RowKey(fold(op.name), op.rtype, canonical(op.rtype, op.rdata)) for op in ops if op.rclass == Class.NONE]
         replaced = [(fold(op.name), op.rtype) for op in ops if op.rclass == Class.ANY]
-        self.fleet.truth.update_sent(self.place, id, added, gone, replaced)
+        self.fleet.truth.update_sent(gone, replaced)
         self._update = (id, self.sign(wire), added, self.fleet.now)
         self._try_update(id, 0)
 
@@ -314,6 +314,7 @@ class Machine:
         if tries == 5:
             self._later(LATE_SECONDS + 1, self._update_over)
             return
+        self.fleet.truth.underway(self.place, id, self._update[2])  # it may have moved since the last try
         self.fleet.air.to_server(self.place, self._update[1])
         self._later(2.0 * 2**tries, self._try_update, id, tries + 1)
 
@@ -509,16 +510,11 @@ class Truth:
         self.checked = 0
         self._pending: dict[tuple[Address, int], list[RowKey]] = {}
 
-    def update_sent(
-        self,
-        place: Address,
-        id: int,
-        added: list[RowKey],
-        gone: list[RowKey],
-        replaced: list[tuple[bytes, int]],
-    ) -> None:
-        """From now on the server may have done it: what it deletes is owed no more."""
+    def underway(self, place: Address, id: int, added: list[RowKey]) -> None:
         self._pending[place, id] = added
+
+    def update_sent(self, gone: list[RowKey], replaced: list[tuple[bytes, int]]) -> None:
+        """From now on the server may have done it: what it deletes is owed no more."""
         for key in gone:
             self.kept_until.pop(key, None)
         for owner, rtype in replaced:
