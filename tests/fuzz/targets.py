@@ -75,6 +75,14 @@ def decode(data: bytes) -> None:
         return
 
 
+class _NoWatchers:
+    def stream_closed(self, via: int) -> None: ...
+    def stream_paused(self, via: int) -> None: ...
+    def stream_resumed(self, via: int) -> None: ...
+    def is_watching(self, via: int) -> bool:
+        return False
+
+
 class Server:
     """One server without sockets, made anew when it changed or took its number of inputs."""
 
@@ -104,6 +112,7 @@ class Server:
                 abort=self.aborted.add,
             )
         self.fast = FastPath(core.zones, core.clock, core.metrics.requests, core.guard)
+        self.serving = StreamServer(core.dispatcher.handle, StreamLimits(15.0, 10, 10), core.metrics, _NoWatchers())
         self.inputs = 0
 
     @property
@@ -238,12 +247,12 @@ def _loop() -> Iterator[None]:
         asyncio._set_running_loop(None)
 
 
-class _NoWatchers:
-    def stream_closed(self, via: int) -> None: ...
-    def stream_paused(self, via: int) -> None: ...
-    def stream_resumed(self, via: int) -> None: ...
-    def is_watching(self, via: int) -> bool:
-        return False
+class _Decrypted(StreamConnection):
+    """A TLS connection behind its handshake: what comes is what was meant."""
+
+    def _take_tls(self, data: bytes) -> None:
+        self._buffer += data
+        self._take_messages()
 
 
 def streams(data: bytes) -> None:
@@ -261,8 +270,8 @@ def _stream(how: int, step: int, wire: bytes) -> None:
     by = _SIGNERS[how % len(_SIGNERS)]
     if by is not None:
         wire = _signed_frames(wire, by)
-    serving = StreamServer(core.dispatcher.handle, StreamLimits(15.0, 10, 10), core.metrics, _NoWatchers())
-    connection = StreamConnection(serving, "tls" if how & 0x40 else "tcp")
+    serving = server.serving
+    connection = _Decrypted(serving, "tls") if how & 0x40 else StreamConnection(serving, "tcp")
     transport = _Transport(40000 + server.inputs)
     connection.connection_made(transport)  # type: ignore[arg-type]
     size = 1 + step * step
@@ -293,7 +302,7 @@ def _stream(how: int, step: int, wire: bytes) -> None:
         if out[position + 4] >> 3 & 0xF != 6:  # a DSO message is a header and TLVs, not records
             decode_message(out[position + 2 : end])
         position = end
-    assert not serving.connections and not serving.per_address
+    assert not len(serving.connections) and not serving.blocked
     assert core.metrics.faults.labels("dispatch")._value.get() == 0, "a fault while answering"
 
 
