@@ -321,8 +321,10 @@ class Server:
             await self.store.close()
 
     def _raise_guard(self, dns: DnsSettings, secrets: list[bytes]) -> None:
-        """Cookies and response rate limiting as configured; what goes on keeps its state."""
+        """Cookies and limits as configured; what goes on keeps its state."""
         guard = self.guard
+        for key, value in dns.limits().items():
+            self.metrics.limits.labels(key).set(value)
         if not dns.cookies:
             guard.cookies = None
         elif guard.cookies is None:

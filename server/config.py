@@ -128,6 +128,12 @@ class DnsSettings(_Section):
     replay_window_seconds: int = Field(default=300, ge=0, le=65535)
     """How far an update may have been signed before the latest one of its key (RFC 8945 §5.2.3); else BADTIME."""
 
+    def limits(self) -> dict[str, float]:
+        """Every bound of this table by its key, for the metrics."""
+        families = ("rate_limit", "strangers_", "udp_", "tcp_", "tls_")
+        values = {name: getattr(self, name) for name in type(self).model_fields if name.startswith(families)}
+        return {name: value for name, value in values.items() if isinstance(value, int | float)}
+
     @model_validator(mode="after")
     def _tls_is_whole(self) -> "DnsSettings":
         if self.listen_tls and not (self.certificate_file and self.key_file):

@@ -189,6 +189,7 @@ class Metrics:
         self.streams_blocked = Gauge(
             "homing_streams_blocked", "Connections whose peer does not read what was sent", registry=registry
         )
+        self.limits = Gauge("homing_limit", "Limits in effect, by their key of [dns]", ["key"], registry=registry)
         self.strangers_refused = Counter(
             "homing_strangers_refused",
             "Requests refused unread because others like them did not hold, by whose budget is spent",

@@ -5,6 +5,7 @@ import socket
 import ssl
 import stat
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,10 @@ def test_all_or_nothing(tmp_path: Path) -> None:
     secrets = tmp_path / "cookies"
     secrets.write_text("00112233445566778899aabbccddeeff\n")
     secrets.chmod(0o600)
-    tables: dict[str, Any] = {"dns": {"tcp_idle_seconds": 7.5, "cookie_secret_file": str(secrets)}}
+    tables: dict[str, Any] = {
+        "dns": {"tcp_idle_seconds": 7.5, "cookie_secret_file": str(secrets)},
+        "metrics": {"listen": "127.0.0.1:0"},
+    }
     config = server_config(tmp_path, **tables)
     whole = config.read_text()
     with start("serve", config) as server:
@@ -113,6 +117,8 @@ def test_all_or_nothing(tmp_path: Path) -> None:
         config.write_text(whole.replace("7.5", "9.5") + "\n[lease]\nminimum_seconds = 7\n")
         assert "[lease] minimum_seconds" in hang_up(server, " reloaded")
         assert idle_time(server) == 95
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.listening['metrics'][0][1]}/metrics", timeout=5) as page:
+            assert 'homing_limit{key="tcp_idle_seconds"} 9.5' in page.read().decode()
         assert server.stop() == 0
 
 
