@@ -1,12 +1,16 @@
 """Addresses of peers as octets, and who shares one."""
 
 import socket
+from typing import Final
+
+_MAPPED: Final = bytes(10) + b"\xff\xff"
 
 
 def packed(address: str) -> bytes:
-    """An address in text as 4 or 16 octets; a zone index is left out."""
+    """An address in text as 4 or 16 octets; a zone index is left out, an IPv4 address in an IPv6 one is the former."""
     if ":" in address:
-        return socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
+        octets = socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
+        return octets[12:] if octets.startswith(_MAPPED) else octets
     return socket.inet_pton(socket.AF_INET, address)
 
 

@@ -651,6 +651,10 @@ class FastPath:
             return None
         return plain, end, answer
 
+    def overloaded(self) -> None:
+        """A datagram was dropped, for there was neither an answer here nor time for the dispatcher's."""
+        self._requests.overload += 1
+
     def changed(self, change: Change) -> None:
         """A change that queries already see: drop what rests on its zone as a whole. Names come by `node_changed`."""
         if not change.serial_from or not change.serial_to:

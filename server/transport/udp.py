@@ -43,6 +43,8 @@ class Fast(Protocol):
 
     def offer(self, key: bytes, reply: bytes) -> None: ...
 
+    def overloaded(self) -> None: ...
+
 
 class UdpListener(Protocol):
     """One bound address. `via` in the peers it reports is its number, so that replies and events leave from here."""

@@ -276,7 +276,7 @@ class BatchListener:
             if has_time or guard.is_known(address[0]):
                 self._take_slow(slot, sizes[slot], address)
             else:
-                self._metrics.requests.overload += 1
+                self._fast.overloaded()
         if guard.work is not None:
             guard.work.end()
 

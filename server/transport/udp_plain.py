@@ -52,7 +52,15 @@ class PlainListener(asyncio.DatagramProtocol):
                 self._send_to(addr, wire)
                 self._fast.offer(data[2:], wire)
 
-        self._handle(data, Peer("udp", addr[0], addr[1], self.number), send)
+        guard = self._fast.guard
+        if guard.work is None:
+            self._handle(data, Peer("udp", addr[0], addr[1], self.number), send)
+            return
+        if guard.work.begin() or guard.is_known(addr[0]):
+            self._handle(data, Peer("udp", addr[0], addr[1], self.number), send)
+        else:
+            self._fast.overloaded()
+        guard.work.end()
 
     def error_received(self, exc: Exception) -> None:
         """An ICMP error for something we sent: the peer is gone, which retransmission limits already cover."""

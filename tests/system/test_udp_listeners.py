@@ -264,13 +264,14 @@ async def receive_one(sock: socket.socket) -> bytes:
     return (await receive(sock, 1))[0]
 
 
-async def test_without_time_for_slow_answers_fast_ones_and_known_senders_are_served() -> None:
+@pytest.mark.parametrize("kind", ["plain", "batch"])
+async def test_without_time_for_slow_answers_fast_ones_and_known_senders_are_served(kind: str) -> None:
     bench = Bench()
     clock = bench.core.clock
     bench.core.guard.work = WorkBudget(0.01, clock.monotonic)
     bench.core.guard.strangers = Strangers(StrangerLimits(20, 1000), bench.core.metrics)
     slow = query_message("members.example.", "NS")
-    async with bench.listening("batch", "127.0.0.1") as listener:
+    async with bench.listening(kind, "127.0.0.1") as listener:
         with client("127.0.0.1", listener.port) as sock:
             bench.core.guard.work.begin()
             clock.now += 100

@@ -46,6 +46,7 @@ def test_networks() -> None:
     assert network_of(packed("2001:db8:0:1100::1")) == network_of(packed("2001:db8:0:11ff:5::2%eth0"))
     assert network_of(packed("2001:db8:0:1100::1")) != network_of(packed("2001:db8:0:1200::1"))
     assert network_of(packed("c000:200::")) != network_of(packed("192.0.2.0"))
+    assert network_of(packed("::ffff:192.0.2.9")) == HERE
 
 
 def test_below_the_rate_nothing_is_watched() -> None:
