@@ -355,10 +355,7 @@ class Server:
 
     async def _load(self) -> None:
         for row in await self.store.load_zones():
-            self.zones.add(await load_zone(self.store, row))
-        for zone in self.zones:
-            for key in zone.nodes:
-                self.leases.watch(zone.apex, key, zone.node(key))
+            self.zones.add(await load_zone(self.store, row, self.leases))
 
     async def _listen(self, dispatcher: Dispatcher) -> None:
         for number, text in enumerate(self.settings.dns.listen):

@@ -9,6 +9,7 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, NamedTuple
 
 import structlog
@@ -454,9 +455,10 @@ class Writer:
         log.info("zone gone", zone=to_text(zone.apex))
 
 
-async def load_zone(reader: Reader, row: ZoneRow) -> Zone:
-    """Read one zone into memory."""
+async def load_zone(reader: Reader, row: ZoneRow, leases: LeaseQueue | None = None) -> Zone:
+    """Read one zone into memory; `leases` notes what will lapse."""
+    watch = None if leases is None else partial(leases.watch_at, row.apex)
     zone = Zone(row.id, row.apex, row.serial, row.soa, row.soa_ttl, row.member_id, is_catalog=row.kind == CATALOG)
     async for records in reader.load_records(row.id):
-        zone.load(records)
+        zone.load(records, watch)
     return zone

@@ -4,17 +4,28 @@ Readers take what they need from it without an await in between, so each sees on
 transfer) copies the index first. The SOA stands apart from the apex node because its serial moves with every commit.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from protocol.constants import Type
-from protocol.name import fold, parent
+from protocol.name import parent
 from protocol.rdata import soa_with_serial
 from server.zone.census import Census
 from server.zone.model import RR, StoredRR
-from server.zone.node import Node, RRset, decode_node, encode_node, find_rrset, node_from_records
+from server.zone.node import (
+    Node,
+    RRset,
+    decode_node,
+    earliest_lapse,
+    encode_node,
+    encode_rows,
+    find_rrset,
+    node_from_records,
+)
 
 _NS, _DNAME = int(Type.NS), int(Type.DNAME)
+_CUTTING: Final = (_NS, _DNAME)
 
 
 @dataclass(slots=True)
@@ -122,22 +133,39 @@ class Zone:
             del self.children[above]
             key = above
 
-    def load(self, records: Iterable[StoredRR]) -> None:
-        """Fill an empty zone from rows ordered by folded owner."""
+    def load(self, records: Iterable[StoredRR], watch: Callable[[bytes, int], None] | None = None) -> None:
+        """Fill an empty zone from rows ordered by folded owner.
+
+        `watch` hears of each folded owner name with a lease, and when the first of them ends.
+        """
         pending: list[StoredRR] = []
-        current = b""
+        current = owner = b""
         for record in records:
-            key = fold(record.owner)
-            if key != current and pending:
-                self._store(current, pending)
-                pending = []
-            current = key
+            if record[0] != owner:
+                owner = record[0]
+                key = owner.lower()
+                if key != current:
+                    if pending:
+                        self._store(current, pending, watch)
+                        pending = []
+                    current = key
             pending.append(record)
         if pending:
-            self._store(current, pending)
+            self._store(current, pending, watch)
 
-    def _store(self, key: bytes, records: list[StoredRR]) -> None:
-        self.put(key, node_from_records(records))
+    def _store(self, key: bytes, records: list[StoredRR], watch: Callable[[bytes, int], None] | None) -> None:
+        encoded = encode_rows(key, records)
+        if encoded is None or key in self.nodes or any(rr[1] in _CUTTING for rr in records):
+            node = node_from_records(records)
+            self.put(key, node)
+            earliest = earliest_lapse(node)
+        else:
+            self.nodes[key], earliest = encoded
+            self._link(key)
+            if self._census is not None:
+                self._census.come(key)
+        if earliest and watch is not None:
+            watch(key, earliest)
 
     def records(self, now: int) -> Iterator[RR]:
         """Every record not lapsed at `now`, SOA first: what a transfer sends."""

@@ -7,7 +7,18 @@ from hypothesis import strategies as st
 
 from protocol.constants import Type
 from protocol.name import fold, parent
-from server.zone.node import Node, RRset, decode_node, encode_node, find_rrset, has_type
+from server.zone.model import StoredRR
+from server.zone.node import (
+    Node,
+    RRset,
+    decode_node,
+    earliest_lapse,
+    encode_node,
+    encode_rows,
+    find_rrset,
+    has_type,
+    node_from_records,
+)
 from server.zone.zone import Zone
 from tests.support.builders import ZONE, name, soa_rdata
 
@@ -89,3 +100,26 @@ def test_the_index_of_names_is_what_the_names_say(steps: list[tuple[bytes, Type 
         assert zone.cuts == {
             owner for owner, type_ in held.items() if type_ is Type.DNAME or (type_ is Type.NS and owner != APEX)
         }
+
+
+@given(node=nodes())
+def test_rows_are_encoded_as_their_node_is(node: Node) -> None:
+    """What loading does with the rows of a store, in their order there, is what publishing does with a node."""
+    key = fold(node.owner)
+    rows = [
+        StoredRR(node.owner, rtype, rrset.ttl, rdata, at or None)
+        for rtype, rrset in sorted(node.rrsets.items())
+        for rdata, at in zip(rrset.rdatas, rrset.expires, strict=True)
+    ]
+    found = encode_rows(key, rows)
+    same = node_from_records(rows)
+    if any(len(rrset.rdatas) != 1 for rrset in node.rrsets.values()):
+        assert found is None
+    else:
+        assert found == (encode_node(key, same), earliest_lapse(same))
+    one, other = Zone(1, b"\0", 1, bytes(22), 60), Zone(1, b"\0", 1, bytes(22), 60)
+    watched: dict[bytes, int] = {}
+    one.load(rows, watched.__setitem__)
+    other.put(key, same)
+    assert (one.nodes, one.children, one.cuts) == (other.nodes, other.children, other.cuts)
+    assert watched == ({key: earliest_lapse(same)} if earliest_lapse(same) else {})
