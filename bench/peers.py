@@ -38,7 +38,7 @@ def _homing(directory: Path, master_file: Path, hosts: int, port: int) -> list[s
     config = directory / "server.toml"
     config.write_text(
         f'[database]\nurl = "sqlite+aiosqlite:///{directory}/homing.db"\n[zone]\nname = "{ZONE}"\n'
-        f'[dns]\nlisten = ["{ADDRESS}:{port}"]\n[log]\nlevel = "warning"\n'
+        f'[dns]\nlisten = ["{ADDRESS}:{port}"]\nrate_limit = 0\n[log]\nlevel = "warning"\n'
     )
     if not (directory / "homing.db").exists():
         fill_database(directory / "homing.db", hosts, port)

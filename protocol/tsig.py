@@ -280,13 +280,14 @@ def verify_common(wire: bytes, start: int, key: Key, *, now: int) -> Tsig | None
     return Tsig(key.name, key.algorithm.name, time_signed, fudge, mac, wire[0] << 8 | wire[1], 0, b"")
 
 
-def sign_common(wire: bytes, key: Key, *, now: int, request_mac: bytes) -> bytes:
-    """`sign` for a reply without an error, under the ID of its request: the same octets, in a third of the time."""
+def sign_common(wire: bytes, key: Key, *, now: int, request_mac: bytes | None) -> bytes:
+    """`sign` without an error and under the message's own ID: the same octets, in a third of the time.
+
+    `request_mac` is that of the request when `wire` is a reply to a signed one.
+    """
     size = key.algorithm.size
     times = _TIMERS.pack(now >> 32, now & 0xFFFFFFFF, FUDGE_SECONDS)
-    mac = key.mac(
-        b"".join((len(request_mac).to_bytes(2, "big"), request_mac, wire, key.variables, times, _TAIL_OF_NONE))
-    )
+    mac = key.mac(b"".join((_with_length(request_mac or b""), wire, key.variables, times, _TAIL_OF_NONE)))
     count = (wire[10] << 8 | wire[11]) + 1
     return b"".join(
         (

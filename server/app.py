@@ -117,7 +117,7 @@ class Server:
         self._watch_change = on_change
         self.guard = Guard()
         self.fast = FastPath(self.zones, self.clock, self.metrics.requests, self.guard)
-        self.fast.answer_signed = SignedQueries(self.fast, self.keyring, self.clock, self.metrics.requests).answer
+        self.fast.answer_signed = SignedQueries(self.fast, self.keyring, self.metrics.requests).answer
         self._udp: dict[int, UdpListener] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()

@@ -230,6 +230,8 @@ class FastPath:
         self._places: dict[bytes, _Place] = {}
         self._changed_at: dict[bytes, int] = {}
         self._now = 0
+        self.unix = 0
+        """The time signatures are judged by, as `begin` found it."""
         self.ready = self._young.answers
         """Key -> answer: what the listener looks into first. Another one after each generation."""
         self.answer_signed: Callable[[bytes], bytes | None] | None = None
@@ -237,6 +239,7 @@ class FastPath:
 
     def begin(self) -> None:
         """Note the time; answers that were right until now are dropped. Once a batch of datagrams."""
+        self.unix = self._clock.unix()
         now = int(self._clock.lease())
         if now != self._now:
             self._now = now

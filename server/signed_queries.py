@@ -12,7 +12,6 @@ from protocol.tsig import MD5, common_name, record_size, sign_common, verify_com
 from server.keyring import Keyring
 from server.metrics import Requests
 from server.reply import UDP_PAYLOAD
-from server.system import Clock
 
 _PLAIN_UDP: Final = 512
 _ONE_QUESTION: Final = bytes.fromhex("0001 0000 0000")
@@ -25,6 +24,7 @@ class PlainAnswers(Protocol):
     """Answers to what is left of a query without its ID and TSIG."""
 
     ready: dict[bytes, bytes]
+    unix: int
 
     def answer(self, key: bytes) -> bytes | None: ...
 
@@ -32,10 +32,9 @@ class PlainAnswers(Protocol):
 class SignedQueries:
     """What `plain` answers, signed for those with a key."""
 
-    def __init__(self, plain: PlainAnswers, keyring: Keyring, clock: Clock, requests: Requests) -> None:
+    def __init__(self, plain: PlainAnswers, keyring: Keyring, requests: Requests) -> None:
         self._plain = plain
         self._keyring = keyring
-        self._clock = clock
         self._requests = requests
 
     def answer(self, datagram: bytes) -> bytes | None:
@@ -56,7 +55,7 @@ class SignedQueries:
         if principal is None or principal.key.algorithm is MD5:
             return None
         key = principal.key
-        now = self._clock.unix()
+        now = self._plain.unix
         tsig = verify_common(datagram, start, key, now=now)
         if tsig is None:
             return None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import structlog
 
 from protocol.name import to_text
-from protocol.tsig import Key, sign
+from protocol.tsig import Key, sign_common
 from server.peer import Peer
 from server.push.llq_machine import LlqMachine, SendEvent
 from server.system import Clock
@@ -61,7 +61,7 @@ class PushDriver:
             log.info("key gone, its subscriptions end", key=to_text(event.key_name))
             self._machine.revoke_key(event.key_name)
             return
-        self._send(event.peer, sign(event.wire, key, now=event.signed_at)[0])
+        self._send(event.peer, sign_common(event.wire, key, now=event.signed_at, request_mac=None))
 
     def _arm(self) -> None:
         """Keep one timer, set no later than the next deadline; firing early costs nothing."""

@@ -19,6 +19,7 @@ from server.fastpath import WHOLE_COOKIE
 from server.metrics import Metrics
 from server.peer import Peer
 from server.response_limit import V4_MASK, V6_MASK, V6_TAG
+from server.transport.outbox import Outbox
 from server.transport.udp import Fast, Handle
 from server.transport.udp_plain import grow_buffers
 
@@ -27,6 +28,7 @@ MAX_BATCHES: Final = 4  # calls a wake-up
 _DATAGRAM: Final = 65536
 _STRIDE: Final = _DATAGRAM + 192  # not a power of two: the first octets of all slots would compete for cache lines
 _ID: Final = 2
+_END_OF_TSIG: Final = bytes(4)  # no error, no other data; the message's own ID before it
 _SAMPLE: Final = 4  # of so many datagrams one is counted, when batches are full
 _CONTROL: Final = 64
 _IPV6_RECVPKTINFO: Final = 49  # of linux/in6.h; the socket module may lack them
@@ -85,6 +87,7 @@ class BatchListener:
         self._is_v6 = sock.family == socket.AF_INET6
         self._is_wildcard = ipaddress.ip_address(sock.getsockname()[0].partition("%")[0]).is_unspecified
         self._make_slots()
+        self._outbox = Outbox(self._ffi, self._library, sock, metrics)
         self._is_reading = True
         self._loop.add_reader(self._descriptor, self._on_readable)
 
@@ -193,12 +196,12 @@ class BatchListener:
             reply = get(key)
             if reply is None:
                 slot = len(reply_sizes)
-                if key[-30:-24] != WHOLE_COOKIE:
+                if key[-6:] == octets[at - _ID : at] + _END_OF_TSIG and signed is not None:
+                    reply = signed(octets[at - _ID : at + size - _ID])
+                elif key[-30:-24] != WHOLE_COOKIE:
                     reply = answer(key)
                 if reply is None:
                     reply = fast.answer_with_cookie(key, self._packed(slot))
-                if reply is None and signed is not None:
-                    reply = signed(octets[at - _ID : at + size - _ID])
                 if reply is None:
                     slow.append(slot)
                     reply_sizes.append(0)
@@ -219,6 +222,8 @@ class BatchListener:
         slow: list[int] = []
         for slot, (at, size) in enumerate(zip(self._starts, sizes, strict=False)):
             reply = fast.answer_watched(octets[at : at + size - _ID], self._packed(slot), networks[slot])
+            if reply is None and fast.answer_signed is not None:
+                reply = fast.answer_signed(octets[at - _ID : at + size - _ID])  # it proves its sender: never limited
             if not reply:
                 silent.append(slot)
                 reply_sizes.append(0)
@@ -326,8 +331,9 @@ class BatchListener:
         return [(level, kind, bytes(self._control_octets[at : at + size]))]
 
     def send(self, peer: Peer, wire: bytes) -> None:
-        """Send an event. On a wildcard address the system chooses the source."""
-        self._send_to((peer.address, peer.port), wire, [])
+        """Send an event with others of this turn. On a wildcard address the system chooses the source."""
+        if self._socket.fileno() >= 0 and not self._outbox.take(peer.address, peer.port, wire):
+            self._send_to((peer.address, peer.port), wire, [])
 
     def _send_to(self, address: tuple[Any, ...], wire: bytes, origin: list[tuple[int, int, bytes]]) -> None:
         if self._socket.fileno() < 0:
@@ -347,4 +353,5 @@ class BatchListener:
 
     def close(self) -> None:
         self.pause()
+        self._outbox.close()
         self._socket.close()

@@ -178,7 +178,7 @@ class FastCore(Core):
         self.carol = zone_of_text(PRIVATE, apex="carol.members.example.", member_id=3, zone_id=2)
         super().__init__([service, self.carol], limits=limits)
         self.fast = FastPath(self.zones, self.clock, self.metrics.requests, self.guard)
-        self.fast.answer_signed = SignedQueries(self.fast, self.keyring, self.clock, self.metrics.requests).answer
+        self.fast.answer_signed = SignedQueries(self.fast, self.keyring, self.metrics.requests).answer
         self.writer._on_change = self.fast.changed
         self.writer._on_node = self.fast.node_changed
 
