@@ -231,7 +231,7 @@ def _show(
     path: Path | None,
     request: dict[str, Any],
     part: str,
-    draw: Callable[[Any], RenderableType],
+    draw: Callable[[Any, int | None], RenderableType],
     *,
     as_json: bool,
     watch: bool,
@@ -242,7 +242,7 @@ def _show(
     with _asking(path) as ask:
         if not watch:
             found = ask(request)[part]
-            typer.echo(json.dumps(found)) if as_json else console.print(draw(found))
+            typer.echo(json.dumps(found)) if as_json else console.print(draw(found, None))
             return
         try:
             if as_json:
@@ -250,17 +250,17 @@ def _show(
                     typer.echo(json.dumps(ask(request)[part]))
                     time.sleep(WATCH_SECONDS)
             while not console.is_terminal:
-                console.print(draw(ask(request)[part]))
+                console.print(draw(ask(request)[part], None))
                 time.sleep(WATCH_SECONDS)
             with Live(console=console, auto_refresh=False, screen=True) as live:
                 while True:
-                    live.update(draw(ask(request)[part]), refresh=True)
+                    live.update(draw(ask(request)[part], console.height), refresh=True)
                     time.sleep(WATCH_SECONDS)
         except KeyboardInterrupt:
             return
 
 
-def _draw_status(found: dict[str, Any]) -> RenderableType:
+def _draw_status(found: dict[str, Any], _height: int | None) -> RenderableType:
     address = found["external_address"] or "none"
     lines = Table(box=None, show_header=False, pad_edge=False)
     lines.add_row("external address", Text(f"{address}  (from {found['external_source']})"))
@@ -282,11 +282,13 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{number} {name}" for name, number in counts.items())
 
 
-def _draw_mappings(found: list[dict[str, Any]]) -> RenderableType:
+def _draw_mappings(found: list[dict[str, Any]], height: int | None) -> RenderableType:
+    """All of them, or as many as a screen of `height` lines has room for."""
     table = Table(box=None, pad_edge=False)
     for title in ("external", "", "internal", "left", "by", "description"):
         table.add_column(title)
-    for mapping in found:
+    room = len(found) if height is None else max(1, height - 3)
+    for mapping in found[:room]:
         left = mapping["remaining_seconds"]
         table.add_row(
             f"{mapping['external_address'] or '-'}:{mapping['external_port']}",
@@ -297,4 +299,5 @@ def _draw_mappings(found: list[dict[str, Any]]) -> RenderableType:
             Text("".join(c if c.isprintable() else "?" for c in mapping["description"][:60])),
         )
     count = len(found)
-    return Group(table, Text(f"{count} mapping{'' if count == 1 else 's'}"))
+    hidden = f", {count - room} of them not shown" if count > room else ""
+    return Group(table, Text(f"{count} mapping{'' if count == 1 else 's'}{hidden}"))

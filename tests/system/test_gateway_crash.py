@@ -153,7 +153,7 @@ def test_killed_at_any_moment_it_comes_back_whole(network: Network, tmp_path: Pa
     print(f"seed {seed}")
     client = Client(network, seed)
     with client.socket:
-        for _ in range(4):
+        for round_ in range(4):
             with gateway(tmp_path) as running:
                 epoch = ask_epoch()
                 assert epoch >= client.epoch
@@ -169,6 +169,14 @@ def test_killed_at_any_moment_it_comes_back_whole(network: Network, tmp_path: Pa
                 began = time.monotonic()
                 kill_at = began + client.random.uniform(0.05, 0.6)
                 client.work(kill_at)
+                if round_ % 2:
+                    # At the very moment of an answer: what it promises has to be there.
+                    client.socket.settimeout(0.01)
+                    with contextlib.suppress(OSError):
+                        while True:
+                            client.socket.recv(100)
+                    client.send("udp", 20000 + round_, 3600)
+                    client.hear({("udp", 20000 + round_): 3600}, SECONDS)
                 running.process.send_signal(signal.SIGKILL)
                 running.process.wait(SECONDS)
         assert client.mapped
