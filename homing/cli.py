@@ -1,10 +1,12 @@
 """The `homing` command line. Data on stdout, logs on stderr; exit codes 0 fine, 1 failed, 2 usage or configuration."""
 
 import json
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import structlog
@@ -130,6 +132,14 @@ def serve(config: Config, log_level: Level = None) -> None:
       homing serve --config /etc/homing/server.toml
       kill -HUP "$(pidof -x homing)"
     """
+    hang_up = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # whoever asks before it runs gets what it then reads
+    try:
+        _serve(config, log_level)
+    finally:
+        signal.signal(signal.SIGHUP, hang_up)
+
+
+def _serve(config: Path, log_level: LogLevel | None) -> None:
     from server.app import Server, StartError
     from server.config import ServerSettings
 

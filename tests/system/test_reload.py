@@ -4,6 +4,7 @@ import signal
 import socket
 import ssl
 import stat
+import subprocess
 import time
 import urllib.request
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import dns.update
 import pytest
 from cryptography import x509
 
-from tests.support.processes import Running, homing, homing_here, server_config, start
+from tests.support.processes import HOMING, Running, homing, homing_here, server_config, start
 from tests.support.secondaries import keyring
 
 NAME = "members.example."
@@ -142,6 +143,26 @@ def test_policy(tmp_path: Path) -> None:
         hang_up(server, " reloaded")
         assert not may_add("TXT", "three")
         assert may_add("A", "192.0.2.2")
+
+
+def test_a_hang_up_before_it_is_ready_ends_nothing(tmp_path: Path) -> None:
+    process = subprocess.Popen([*HOMING, "serve", "--config", server_config(tmp_path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        until(lambda: is_ignoring(process.pid), lambda: "SIGHUP is not ignored")
+        for _ in range(5):
+            process.send_signal(signal.SIGHUP)
+        assert process.stdout.readline() == b"ready\n"
+    finally:
+        process.terminate()
+        assert process.wait(15) == 0
+        process.stdout.close()
+
+
+def is_ignoring(pid: int) -> bool:
+    """Whether a process ignores or handles SIGHUP, the first of all signals."""
+    masks = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+    return bool((int(masks["SigIgn"], 16) | int(masks["SigCgt"], 16)) & 1)
 
 
 @pytest.mark.parametrize(
