@@ -263,6 +263,24 @@ def test_down_for_longer_than_the_journal_they_get_the_zone(house: House) -> Non
     house.restart()
 
 
+@pytest.mark.rfc("9103", "11")
+def test_over_tls_only_those_who_speak_it_follow(house: House) -> None:
+    house.agree()
+    house.restart(transfer={**house.tables["transfer"], "xot_only": True})
+    update = house.update()
+    update.replace("xot.alice", 60, "TXT", f'"{time.monotonic_ns()}"')
+    house.send(update)
+    followers = [item for item in house.secondaries if item.program in ("named", "nsd")]
+    for secondary in followers:
+        secondary.wait_for(house.serial())
+    house.wait_for_line(r"transfer refused .*over TLS only.* key=knotd\.members\.example\.")
+    for question in ("AXFR", f"IXFR={house.serial() - 1}"):
+        assert "Transfer failed" in house.dig("+tcp", ZONE, question, by="admin")
+    house.restart()
+    house.send(update)  # word of a change, for Knot
+    house.agree()
+
+
 @pytest.mark.rfc("9432", "5")
 def test_those_told_of_the_catalog_alone_serve_every_public_zone(house: House) -> None:
     """BIND and Knot; NSD takes catalogs from 4.9 on."""
