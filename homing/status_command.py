@@ -1,6 +1,7 @@
 """`homing status`: what a running server is doing, asked over its control socket."""
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from homing.config_file import ConfigError
 from homing.control import ask
 from homing.database import settings_of
 from homing.options import Config
+from homing.running import SIGNALS
 
 SAMPLE_SECONDS: Final = 1.0
 _TOTALS: Final = ("queries", "updates", "updates_refused", "changes", "transfers")
@@ -20,7 +22,9 @@ Facts = Mapping[str, Any]
 
 def status(
     config: Config,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on, once a second, until SIGINT.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Go on, once a second, until SIGINT or SIGTERM.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one line each time.")] = False,
 ) -> None:
     """Show what the running server has and does: zones and serials, secondaries, leases, LLQs, rates.
@@ -39,8 +43,10 @@ def status(
     path = control_socket(settings_of(config))
     if path is None:
         raise ConfigError(f"{config}: [control] socket is not set, and the database is no file to put one beside")
-    before = ask(path, "/status")
+    for number in SIGNALS if watch else ():
+        signal.signal(number, signal.default_int_handler)
     try:
+        before = ask(path, "/status")
         while True:
             time.sleep(SAMPLE_SECONDS)
             found = ask(path, "/status")
