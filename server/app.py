@@ -125,6 +125,7 @@ class Server:
         self.tls_port: int | None = None
         self._listening: list[tuple[str, str, int]] = []
         self._started_at = int(self.clock.lease())
+        self._to_notify: set[bytes] = set()
         self._changed_at: dict[bytes, int] = {}
         self._unready: str | None = "starting"
         self.monitor = Monitor(self.metrics, unready=lambda: self._unready, status=self.status)
@@ -614,7 +615,9 @@ class Server:
         self.fast.changed(change)
         self.push.publish(change)
         self.dso.publish(change)
-        self.transfers.publish(change.apex)
+        if not self._to_notify:  # once for all changes of a batch
+            asyncio.get_running_loop().call_soon(self._notify)
+        self._to_notify.add(change.apex)
         if self.webhook is not None:
             self.webhook.wake()
         if change.serial_to:
@@ -623,6 +626,12 @@ class Server:
             self._changed_at.pop(change.apex, None)
         if self._watch_change is not None:
             self._watch_change(change)
+
+    def _notify(self) -> None:
+        """Tell secondaries of the zones that changed in this turn of the loop."""
+        changed, self._to_notify = self._to_notify, set()
+        for apex in changed:
+            self.transfers.publish(apex)
 
     def _send(self, peer: Peer, wire: bytes) -> None:
         """Send an event where its subscription lives; a stream that is gone has told the machine so already."""

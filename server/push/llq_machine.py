@@ -506,20 +506,30 @@ class LlqMachine:
         held = self._register.find(llq_id, questions[0])
         return held is not None and held.is_stream_born and held.peer.address == peer.address
 
-    def publish(self, change: Change, *, now: float) -> None:
-        """Note a change that queries already see: open or prolong the window of every question it touches."""
+    def publish(self, change: Change, *, now: float) -> bool:
+        """Note a change that queries already see: open or prolong the window of every question it touches.
+
+        Whether there was one.
+        """
+        if not len(self._register):
+            return False
+        touched: dict[Topic, None] = {}
+        last: bytes | None = None
+        types: dict[int, Topic] = {}
         for records in (change.removed, change.added):
-            for rr in records:
-                types = self._register.topics_at(fold(rr.owner))
+            for owner, rtype, _, _ in records:
+                if owner is not last:
+                    last = owner
+                    types = self._register.topics_at(fold(owner))
                 if not types:
                     continue
-                if rr.rtype == Type.CNAME:
-                    for topic in types.values():
-                        self._touch(topic, now)
-                else:
-                    touched = types.get(rr.rtype)
-                    if touched is not None:
-                        self._touch(touched, now)
+                if rtype == Type.CNAME:
+                    touched.update(dict.fromkeys(types.values()))
+                elif rtype in types:
+                    touched[types[rtype]] = None
+        for topic in touched:
+            self._touch(topic, now)
+        return bool(touched)
 
     def _touch(self, topic: Topic, now: float) -> None:
         self._ledger.touched(topic)

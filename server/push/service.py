@@ -124,8 +124,8 @@ class PushService:
 
     def publish(self, change: Change) -> None:
         """Take a committed change that queries already see."""
-        self._machine.publish(change, now=self._clock.monotonic())
-        self._driver.wake()
+        if self._machine.publish(change, now=self._clock.monotonic()):
+            self._driver.wake()
 
     def stream_closed(self, via: int) -> None:
         self._machine.stream_closed(via, now=self._clock.monotonic())

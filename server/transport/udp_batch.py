@@ -28,6 +28,7 @@ MAX_BATCHES: Final = 4  # calls a wake-up
 _DATAGRAM: Final = 65536
 _STRIDE: Final = _DATAGRAM + 192  # not a power of two: the first octets of all slots would compete for cache lines
 _ID: Final = 2
+_OPCODE: Final = 0x78  # in the third octet; a query's is 0
 _END_OF_TSIG: Final = bytes(4)  # no error, no other data; the message's own ID before it
 _SAMPLE: Final = 4  # of so many datagrams one is counted, when batches are full
 _CONTROL: Final = 64
@@ -294,8 +295,12 @@ class BatchListener:
         fast = self._fast
 
         def send(wire: bytes) -> None:
-            if wire:
+            if not wire or self._socket.fileno() < 0:
+                return
+            by_itself = origin or (self._is_v6 and address[3])
+            if by_itself or not self._outbox.take(address[0], address[1], wire):
                 self._send_to(address, wire, origin)
+            if not datagram[_ID] & _OPCODE:
                 fast.offer(datagram[_ID:], wire)
 
         self._handle(datagram, Peer("udp", address[0], address[1], self.number), send)
