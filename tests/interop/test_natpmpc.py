@@ -10,34 +10,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-LAN_HOST, LAN_ROUTER = "192.168.77.2", "192.168.77.1"
-WAN_ROUTER, WAN_HOST = "198.51.100.1", "198.51.100.2"
+from homing.config_file import to_toml
+from tests.support.namespaces import LAN_HOST, LAN_ROUTER, WAN_HOST, WAN_ROUTER, Network, made, must_have
+from tests.support.processes import start
+
 WAIT = 10
 
-ROUTER = """
-import asyncio, signal, sys, tomllib
-import structlog
-from gateway.app import Gateway
-from gateway.config import GatewayConfig
-
-structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-
-async def main():
-    gateway = Gateway(GatewayConfig.model_validate(tomllib.loads(sys.argv[1])))
-    await gateway.start()
-    print("ready", flush=True)
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    await stop.wait()
-    await gateway.stop()
-
-asyncio.run(main())
-"""
 UDP_ECHO = """
 import socket
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -81,13 +63,11 @@ except ConnectionRefusedError:
 """
 
 
-@dataclass(frozen=True)
-class Network:
-    """Three namespaces with the gateway running in the middle one."""
+class Router:
+    """Our gateway between the namespaces, and programs run in them."""
 
-    lan: str
-    router: str
-    wan: str
+    def __init__(self, network: Network) -> None:
+        self.network = network
 
     def run(self, namespace: str, *command: str) -> str:
         done = subprocess.run(
@@ -96,75 +76,40 @@ class Network:
         return done.stdout + done.stderr
 
     def natpmpc(self, *arguments: str) -> str:
-        return self.run(self.lan, "natpmpc", "-g", LAN_ROUTER, *arguments)
+        return self.run(self.network.lan, "natpmpc", "-g", LAN_ROUTER, *arguments)
 
     def send(self, script: str, host: str, port: int, octets: bytes, *, seconds: float = WAIT) -> str:
         """Send from the wan side; gives the answer as text, `silence` or `refused`."""
-        output = self.run(self.wan, sys.executable, "-c", script, host, str(port), octets.hex(), str(seconds)).strip()
+        command = (sys.executable, "-c", script, host, str(port), octets.hex(), str(seconds))
+        output = self.run(self.network.wan, *command).strip()
         return output if output in ("silence", "refused") else bytes.fromhex(output).decode()
 
-
-def must_have(condition: bool, reason: str) -> None:
-    """Skip where the machine cannot do it; under continuous integration that is a failure."""
-    if not condition:
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-
-
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=WAIT)
-
-
-def start(stack: ExitStack, namespace: str, *command: str) -> None:
-    """Run a program in a namespace until the end of the test; it says `ready` first."""
-    process = stack.enter_context(
-        subprocess.Popen(
-            ["ip", "netns", "exec", namespace, sys.executable, "-c", *command],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parents[2],
+    def echo(self, stack: ExitStack, script: str) -> None:
+        """Run a server on the LAN host until the end of the test; it says `ready` first."""
+        process = stack.enter_context(
+            subprocess.Popen(
+                ["ip", "netns", "exec", self.network.lan, sys.executable, "-c", script],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
         )
-    )
-    stack.callback(process.terminate)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
+        stack.callback(process.terminate)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
 
 
 @pytest.fixture
-def network(tmp_path: Path) -> Iterator[Network]:
+def router(tmp_path: Path) -> Iterator[Router]:
     must_have(shutil.which("natpmpc") is not None, "natpmpc is not installed")
-    must_have(shutil.which("ip") is not None, "iproute2 is not installed")
-    must_have(os.geteuid() == 0, "network namespaces need root")
-    mark = f"hm{os.getpid() % 100000}"
-    names = Network(f"{mark}l", f"{mark}r", f"{mark}w")
-    with ExitStack() as stack:
-        for name in (names.lan, names.router, names.wan):
-            ip("netns", "add", name)
-            stack.callback(ip, "netns", "del", name)
-            ip("-n", name, "link", "set", "lo", "up")
-        for side, host, router_address, host_address in (
-            ("l", names.lan, LAN_ROUTER, LAN_HOST),
-            ("w", names.wan, WAN_ROUTER, WAN_HOST),
-        ):
-            inner, outer = f"{mark}{side}0", f"{mark}{side}1"
-            ip("link", "add", inner, "netns", names.router, "type", "veth", "peer", "name", outer, "netns", host)
-            for namespace, link, address in ((names.router, inner, router_address), (host, outer, host_address)):
-                ip("-n", namespace, "address", "add", f"{address}/24", "dev", link)
-                ip("-n", namespace, "link", "set", link, "up")
-        ip("-n", names.lan, "route", "add", "default", "via", LAN_ROUTER)
-        # The wan side knows a way to the internal address: only the gateway itself can refuse then.
-        ip("-n", names.wan, "route", "add", "192.168.77.0/24", "via", WAN_ROUTER)
-        settings = f"""
-            [natpmp]
-            listen = ["{LAN_ROUTER}:5351"]
-            [external]
-            address = "{WAN_ROUTER}"
-            [state]
-            file = "{tmp_path / "state.sqlite"}"
-        """
-        start(stack, names.router, ROUTER, settings)
-        yield names
+    config = tmp_path / "gateway.toml"
+    tables = {
+        "natpmp": {"listen": [f"{LAN_ROUTER}:5351"]},
+        "external": {"address": WAN_ROUTER},
+        "state": {"file": "state.sqlite"},
+    }
+    config.write_text(to_toml(tables))
+    with made(f"hm{os.getpid() % 100000}") as network, start("gateway", config):
+        yield Router(network)
 
 
 def mapped_port(output: str) -> int:
@@ -174,38 +119,38 @@ def mapped_port(output: str) -> int:
     return int(found[1])
 
 
-def test_natpmpc_maps_and_bytes_travel(network: Network) -> None:
+def test_natpmpc_maps_and_bytes_travel(router: Router) -> None:
     with ExitStack() as stack:
-        start(stack, network.lan, UDP_ECHO)
-        start(stack, network.lan, TCP_ECHO)
-        output = network.natpmpc("-a", "0", "4500", "udp", "3600")
+        router.echo(stack, UDP_ECHO)
+        router.echo(stack, TCP_ECHO)
+        output = router.natpmpc("-a", "0", "4500", "udp", "3600")
         assert f"Public IP address : {WAN_ROUTER}" in output
         udp_port = mapped_port(output)
-        assert network.send(UDP_SEND, WAN_ROUTER, udp_port, b"over udp") == "OVER UDP"
-        tcp_port = mapped_port(network.natpmpc("-a", "0", "8080", "tcp", "3600"))
-        assert network.send(TCP_SEND, WAN_ROUTER, tcp_port, b"over tcp") == "OVER TCP"
-        assert mapped_port(network.natpmpc("-a", "9999", "4500", "udp", "3600")) == udp_port
-        network.natpmpc("-a", "0", "4500", "udp", "0")
-        assert network.send(UDP_SEND, WAN_ROUTER, udp_port, b"gone") == "refused"
-        assert network.send(TCP_SEND, WAN_ROUTER, tcp_port, b"still") == "STILL"
-        network.natpmpc("-a", "0", "8080", "tcp", "0")
-        assert network.send(TCP_SEND, WAN_ROUTER, tcp_port, b"gone") == "refused"
+        assert router.send(UDP_SEND, WAN_ROUTER, udp_port, b"over udp") == "OVER UDP"
+        tcp_port = mapped_port(router.natpmpc("-a", "0", "8080", "tcp", "3600"))
+        assert router.send(TCP_SEND, WAN_ROUTER, tcp_port, b"over tcp") == "OVER TCP"
+        assert mapped_port(router.natpmpc("-a", "9999", "4500", "udp", "3600")) == udp_port
+        router.natpmpc("-a", "0", "4500", "udp", "0")
+        assert router.send(UDP_SEND, WAN_ROUTER, udp_port, b"gone") == "refused"
+        assert router.send(TCP_SEND, WAN_ROUTER, tcp_port, b"still") == "STILL"
+        router.natpmpc("-a", "0", "8080", "tcp", "0")
+        assert router.send(TCP_SEND, WAN_ROUTER, tcp_port, b"gone") == "refused"
 
 
-def test_a_suggested_port_is_given(network: Network) -> None:
-    assert mapped_port(network.natpmpc("-a", "4500", "4500", "udp", "3600")) == 4500
+def test_a_suggested_port_is_given(router: Router) -> None:
+    assert mapped_port(router.natpmpc("-a", "4500", "4500", "udp", "3600")) == 4500
 
 
 @pytest.mark.rfc("6886", "3")
-def test_the_external_side_is_not_answered(network: Network) -> None:
-    assert network.send(UDP_SEND, WAN_ROUTER, 5351, b"\0\0", seconds=1) == "refused"
+def test_the_external_side_is_not_answered(router: Router) -> None:
+    assert router.send(UDP_SEND, WAN_ROUTER, 5351, b"\0\0", seconds=1) == "refused"
     # Linux hands over packets for the internal address that come in on the external interface: dropped by us.
-    assert network.send(UDP_SEND, LAN_ROUTER, 5351, b"\0\0", seconds=1) == "silence"
-    assert "Public IP address" in network.natpmpc()
+    assert router.send(UDP_SEND, LAN_ROUTER, 5351, b"\0\0", seconds=1) == "silence"
+    assert "Public IP address" in router.natpmpc()
 
 
 @pytest.mark.rfc("6886", "3.2.1")
-def test_announcements_leave_on_the_lan_only(network: Network) -> None:
+def test_announcements_leave_on_the_lan_only(router: Router) -> None:
     script = """
 import socket, struct, sys
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -219,8 +164,8 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
     except TimeoutError:
         print("silence")
 """
-    heard = network.run(network.lan, sys.executable, "-c", script, LAN_HOST, str(WAIT)).split()
+    heard = router.run(router.network.lan, sys.executable, "-c", script, LAN_HOST, str(WAIT)).split()
     assert heard[0][:8] == "00800000"
     assert heard[0][16:] == socket.inet_aton(WAN_ROUTER).hex()
     assert heard[1:] == [LAN_ROUTER, "5351"]
-    assert network.run(network.wan, sys.executable, "-c", script, WAN_HOST, "2").strip() == "silence"
+    assert router.run(router.network.wan, sys.executable, "-c", script, WAN_HOST, "2").strip() == "silence"
