@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from typing import Final
 
+from protocol import dso
 from protocol.edns import Opt
+from protocol.message import Question
+from protocol.name import from_text
 from tests.support import golden
 from tests.support.builders import query_message
 from tests.support.golden import DATA
@@ -11,6 +14,14 @@ from tests.support.golden import DATA
 FOLDERS: Final = ("llq", "update", "tsig", "edns")
 FOUND: Final = DATA / "fuzz"
 """Inputs that once broke something, or lead into code that is hard to reach, as `target-what.hex`."""
+
+_QUESTION: Final = Question(from_text("mac.alice.members.example."), 1, 1)
+_DSO: Final = (
+    dso.encode_dso(1, [dso.keepalive(15_000, 60_000)]),
+    dso.encode_dso(2, [dso.subscribe(_QUESTION), dso.padding_for(60)]),
+    dso.encode_dso(0, [dso.unsubscribe(2)]),
+    dso.encode_dso(0, [(dso.DsoType.PUSH, _QUESTION.name + bytes.fromhex("0001 0001 0000003c 0004 c0000201"))]),
+)
 
 
 def seeds(target: str) -> Iterator[bytes]:
@@ -26,6 +37,13 @@ def seeds(target: str) -> Iterator[bytes]:
     if target == "decode":
         for item in (*golden.below("natpmp"), *golden.below("pcp")):
             yield b"\0" + item.wire
+        for message in _DSO:
+            yield b"\x20" + message
+    if target == "streams":
+        frames = [len(message).to_bytes(2, "big") + message for message in _DSO]
+        yield bytes((0x41, 9)) + b"".join(frames)
+        for frame in frames:
+            yield bytes((0x41, 200)) + frame
     for path in sorted(FOUND.glob(f"{target}-*.hex")):
         yield golden.parse(path.stem, path.read_text("utf-8")).wire
 

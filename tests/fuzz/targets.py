@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+from protocol import dso
 from protocol.constants import HEADER_OCTETS, MAX_MESSAGE_OCTETS, Rcode
 from protocol.edns import extended_errors, llq_options, update_lease
 from protocol.errors import DecodeError
@@ -47,6 +48,9 @@ def decode(data: bytes) -> None:
             except DecodeError:
                 continue
         return
+    if kind < 64:
+        _decode_dso(wire)
+        return
     try:
         message = decode_message(wire)
     except DecodeError:
@@ -73,6 +77,27 @@ def decode(data: bytes) -> None:
         read_update(message, APEX)
     except UpdateError:
         return
+
+
+def _decode_dso(wire: bytes) -> None:
+    try:
+        message = dso.decode_dso(wire)
+    except DecodeError:
+        return
+    readers: tuple[Callable[[dso.Tlv], object], ...] = (
+        dso.decode_keepalive,
+        dso.decode_retry_delay,
+        dso.decode_subscribe,
+        dso.decode_unsubscribe,
+        dso.decode_reconfirm,
+        lambda tlv: dso.decode_push(message),
+    )
+    for tlv in message.tlvs[:4]:
+        for read in readers:
+            try:
+                read(tlv)
+            except DecodeError:
+                continue
 
 
 class _NoWatchers:
