@@ -39,7 +39,7 @@ from server.members import add_member
 from server.store.api import KeyRow, StoreError, SubscriptionChanges
 from server.store.memory import MemoryStore
 from server.zone.model import Change, RowKey, StoredRR
-from tests.sim.world import EXPECTED_ERRORS, SlowStore
+from tests.sim.world import EXPECTED_ERRORS, SlowStore, nothing
 from tests.support.clock import START_UNIX, FakeClock
 from tests.support.entropy import SeededEntropy
 from tests.support.simloop import Address, SimLoop
@@ -937,7 +937,7 @@ def run(seed: int, hosts: int, days: float) -> Counter[str]:
     logs = structlog.get_config()
     replacements: list[tuple[str, Any]] = [
         ("server.app.SqlStore.open", open_store),
-        ("server.app.Server._listen_control", _nothing),  # sockets of the real machine
+        ("server.app.Server._listen_control", nothing),  # sockets of the real machine
         ("server.app.POLL_SECONDS", 60.0),
         ("server.app.KEY_USE_SECONDS", 600.0),
         ("server.app.SAVE_SECONDS", SAVE_SECONDS),
@@ -960,10 +960,6 @@ def run(seed: int, hosts: int, days: float) -> Counter[str]:
     fleet.counts["datagrams"] = fleet.air.sent
     fleet.counts["answers checked"] = fleet.truth.checked
     return fleet.counts
-
-
-async def _nothing(_: Server) -> None:
-    return None
 
 
 def _report(work: tuple[int, int, float]) -> tuple[int, float, str, bool]:

@@ -10,7 +10,7 @@ does, until somebody writes and nobody acknowledges. Real drivers run on it thro
 import asyncio
 import errno
 import heapq
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from itertools import count
@@ -43,6 +43,8 @@ class Lan:
 
     def __init__(self, internet: "Internet", number: int) -> None:
         self.number = number
+        self.counters: Counter[str] = Counter()
+        self.opens_pinholes = False
         self.is_connected = True
         self.refuses = 0.0
         self.external_address: str | None = None
@@ -315,7 +317,7 @@ class StreamEnd(asyncio.Transport):
     # What the protocol on this end calls
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self._is_closing:
+        if self._is_closing or not data:
             return
         octets = bytes(data)
         for tap in self._internet.taps:

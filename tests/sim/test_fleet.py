@@ -18,8 +18,8 @@ from server.store.api import Subscriptions
 from tests.sim import fleet
 
 SEEDS = int(os.environ.get("HOMING_FLEET_SEEDS", "2"))
-HOSTS = 100
-DAYS = 0.9
+HOSTS = 60
+DAYS = 0.4  # a storm and its quiet
 
 
 @pytest.mark.parametrize("seed", range(1, 1 + SEEDS))
@@ -95,7 +95,7 @@ def test_the_checks_bite(mutation: str) -> None:
             stack.enter_context(patch(target, replacement))
         for seed in range(1, 9):
             try:
-                fleet.run(seed, 60, 0.4)
+                fleet.run(seed, 30, 0.4)
             except fleet.Violated as violated:
                 found.append(str(violated))
                 if re.search(complaint, found[-1]):

@@ -20,6 +20,7 @@ import structlog
 from client_stub import watcher
 from client_stub.agent import Agent
 from client_stub.config import ClientConfig
+from client_stub.watcher import Way
 from gateway.app import Gateway
 from gateway.config import Endpoint, GatewayConfig
 from gateway.mappings import Mapping as PortMapping
@@ -85,7 +86,7 @@ class Disk:
     """State files of gateways by path."""
 
     def __init__(self) -> None:
-        self.files: dict[Path, tuple[dict[Any, PortMapping], float, float, float]] = {}
+        self.files: dict[Path, tuple[dict[Any, PortMapping], float, float, float, str | None]] = {}
 
 
 class DiskFile:
@@ -99,11 +100,20 @@ class DiskFile:
         found = self._disk.files.get(self._path)
         if found is None:
             return Saved(None, ())
-        rows, epoch, saved_at, _ = found
-        return Saved(epoch + (unix - saved_at), tuple(rows.values()))
+        rows, epoch, strict_epoch, saved_at, address = found
+        passed = unix - saved_at
+        return Saved(epoch + passed, tuple(rows.values()), strict_epoch + passed, address)
 
     def commit(
-        self, changes: Mapping[Any, PortMapping | None], *, epoch: float, now: float, unix: float, rewrite: bool = False
+        self,
+        changes: Mapping[Any, PortMapping | None],
+        *,
+        epoch: float,
+        now: float,
+        unix: float,
+        strict_epoch: float = 0.0,
+        address: str | None = None,
+        rewrite: bool = False,
     ) -> None:
         rows = {} if rewrite or self._path not in self._disk.files else dict(self._disk.files[self._path][0])
         for key, mapping in changes.items():
@@ -111,7 +121,7 @@ class DiskFile:
                 rows.pop(key, None)
             else:
                 rows[key] = mapping
-        self._disk.files[self._path] = rows, epoch, unix, now
+        self._disk.files[self._path] = rows, epoch, strict_epoch, unix, address
 
     def close(self) -> None:
         pass
@@ -136,8 +146,11 @@ class LoopSystem(System):
 class SimulatedListener:
     """A gateway's socket on its LAN."""
 
+    is_ipv6 = False
+    interfaces: frozenset[int] = frozenset()
+
     def __init__(self, internet: Internet, endpoint: Endpoint, receive: Any) -> None:
-        self.endpoint = endpoint
+        self.asked = self.endpoint = endpoint
         self._internet = internet
         self._receive = receive
         self._transport: asyncio.DatagramTransport | None = None
@@ -152,6 +165,22 @@ class SimulatedListener:
     def send(self, datagram: bytes, endpoint: tuple[str, int]) -> None:
         if self._transport is not None:
             self._transport.sendto(datagram, endpoint)
+
+
+class NoInterfaces:
+    """In the place of the kernel's list: the gateways' addresses are configured."""
+
+    def __init__(self, on_change: Any) -> None:
+        pass
+
+    def read(self) -> tuple[()]:
+        return ()
+
+    def start(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
 
 
 class _Feed(asyncio.DatagramProtocol):
@@ -409,11 +438,16 @@ def canonical_set(rtype: int, rdatas: Sequence[bytes]) -> set[bytes]:
     return {canonical(rtype, rdata) for rdata in rdatas}
 
 
-async def _discover(self: watcher.Watcher, real: Any, world: World) -> Any:
+async def nothing(_: Server) -> None:
+    return None
+
+
+async def _discover(self: watcher.Watcher, way: Way, real: Any, world: World) -> Any:
+    """Some machines find Long-Lived Queries over UDP only."""
     address = str(self._settings.source)
-    if any(host.uses_datagrams for host in world.hosts if host.address == address):
-        return await self._resolver.service(watcher.DATAGRAM_SERVICE + self._settings.domain), False
-    return await real(self)
+    if way is not Way.LLQ_UDP and any(host.uses_datagrams for host in world.hosts if host.address == address):
+        return None
+    return await real(self, way)
 
 
 @contextlib.contextmanager
@@ -423,8 +457,8 @@ def in_place_of_the_real(world: World) -> Iterator[None]:
     async def open_store(*_: Any) -> SlowStore:
         return world.store
 
-    async def discover(self: watcher.Watcher) -> Any:
-        return await _discover(self, real_discover, world)
+    async def discover(self: watcher.Watcher, way: Way) -> Any:
+        return await _discover(self, way, real_discover, world)
 
     def gateway_of(agent: Agent) -> tuple[IPv4Address, int] | None:
         host = world.host_of(agent._config)
@@ -437,7 +471,9 @@ def in_place_of_the_real(world: World) -> Iterator[None]:
         ("server.transport.stream.TlsLayer", ClearLayer),
         ("server.app.POLL_SECONDS", 60.0),
         ("server.app.KEY_USE_SECONDS", 600.0),
-        ("gateway.app.Listener", lambda place, receive, _: SimulatedListener(world.internet, place, receive)),
+        ("gateway.lan.Listener", lambda place, receive, *_, **__: SimulatedListener(world.internet, place, receive)),
+        ("gateway.app.InterfaceWatch", NoInterfaces),
+        ("server.app.Server._listen_control", nothing),  # sockets of the real machine
         ("gateway.app.StateFile", lambda path: DiskFile(world.disk, path)),
         ("client_stub.clock.unix_seconds", world.clock.unix),
         ("client_stub.nat.announcement_socket", lambda group, interface: Group(str(interface), group[1])),
