@@ -36,8 +36,8 @@ from client_stub.nat import NatDriver
 from client_stub.natpmp_client import NatKind, NatPmpClient, NatSettings, NatState
 from client_stub.probe import Endpoint, Prober, ProbeSettings, ReachabilityChanged, SendTo
 from client_stub.publisher import Publisher, PublisherSettings
-from client_stub.resolver import Resolver, Service
-from client_stub.streams import client_context
+from client_stub.resolver import Resolver
+from client_stub.streams import Service, client_context
 from client_stub.tunnels import Tunnel, TunnelChanged, TunnelState, TunnelTable, Unwatch, Watch
 from client_stub.updates import Effect as RegistrarEffect
 from client_stub.updates import Failed, Published, Registrar, RegistrarSettings, Registration, Withdrawn

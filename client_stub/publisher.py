@@ -11,8 +11,8 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from client_stub import clock
-from client_stub.resolver import ResolveError, Resolver, Service, is_signed_by
-from client_stub.streams import open_tls
+from client_stub.resolver import ResolveError, Resolver, is_signed_by
+from client_stub.streams import Service, open_tls
 from client_stub.updates import (
     Effect,
     Outcome,

@@ -8,13 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
 from client_stub import clock
 from client_stub.llq_client import answers_of
-from client_stub.streams import FramedStream
+from client_stub.streams import FramedStream, Service
 from protocol.constants import RD, TC, Class, Rcode, TsigError, Type, rcode_text
 from protocol.edns import Opt
 from protocol.errors import DecodeError
@@ -29,15 +28,6 @@ _MAX_QUEUE: Final = 16
 
 class ResolveError(Exception):
     """The server did not answer, or not usefully."""
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """Where an SRV record leads: target name (for TLS), its addresses, port."""
-
-    target: bytes
-    addresses: tuple[IPv4Address | IPv6Address, ...]
-    port: int
 
 
 class _Datagrams(asyncio.DatagramProtocol):

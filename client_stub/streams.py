@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from ipaddress import IPv4Address
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from protocol.name import to_text
 
-if TYPE_CHECKING:
-    from client_stub.resolver import Service
-
 CONNECT_SECONDS: Final = 5.0
 MAX_UNSENT_OCTETS: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Where an SRV record leads: target name (for TLS), its addresses, port."""
+
+    target: bytes
+    addresses: tuple[IPv4Address | IPv6Address, ...]
+    port: int
 
 
 class FramedStream:

@@ -31,8 +31,8 @@ from client_stub.llq_client import (
     question_key,
 )
 from client_stub.push_client import PushClient
-from client_stub.resolver import ResolveError, Resolver, Service
-from client_stub.streams import FramedStream, open_tls
+from client_stub.resolver import ResolveError, Resolver
+from client_stub.streams import FramedStream, Service, open_tls
 from protocol.message import Question
 from protocol.name import from_text, to_text
 from protocol.tsig import Key

@@ -16,8 +16,8 @@ import typer
 
 from client_stub.llq_client import LlqClient, LlqSettings, StateChanged
 from client_stub.push_client import PushClient, PushSettings
-from client_stub.resolver import ResolveError, Resolver, Service
-from client_stub.streams import client_context
+from client_stub.resolver import ResolveError, Resolver
+from client_stub.streams import Service, client_context
 from client_stub.watcher import Watcher, WatcherSettings, Way
 from homing.config_file import ConfigError
 from homing.key_files import read_key_file

@@ -40,9 +40,10 @@ from server.strangers import StrangerLimits, Strangers
 from server.system import Clock, Entropy, SystemClock, SystemEntropy
 from server.transfer.notify import Notifier
 from server.transfer.service import TransferService
+from server.transport.ports import UdpListener
 from server.transport.stream import StreamLimits, StreamServer
 from server.transport.tls import server_context
-from server.transport.udp import UdpListener, open_udp
+from server.transport.udp import open_udp
 from server.webhook.message import Refused, read_secret
 from server.webhook.post import Poster, PostError
 from server.webhook.service import WebhookService

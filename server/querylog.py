@@ -16,7 +16,7 @@ from protocol.name import read_name, to_text
 from server.peer import Peer
 from server.request import Send
 from server.system import Clock, Entropy
-from server.transport.udp import Handle
+from server.transport.ports import Handle
 
 MAX_LINES: Final = 200  # a second; what is drawn beyond that is counted and told in one line
 _BITS: Final = 53

@@ -1,6 +1,5 @@
 """Runs the LLQ machine on asyncio: clocks in, signed events out, one timer."""
 
-import asyncio
 from collections.abc import Callable
 
 import structlog
@@ -9,6 +8,7 @@ from protocol.name import to_text
 from protocol.tsig import Key, sign_common
 from server.peer import Peer
 from server.push.llq_machine import LlqMachine, SendEvent
+from server.push.timer import DeadlineTimer
 from server.system import Clock
 
 log = structlog.get_logger(__name__)
@@ -35,22 +35,17 @@ class PushDriver:
         self._clock = clock
         self._keys = keys
         self._on_fault = on_fault
-        self._timer: asyncio.TimerHandle | None = None
-        self._armed_for = 0.0
-        self._is_open = True
+        self._timer = DeadlineTimer(clock, self._fire)
 
     def wake(self) -> None:
         """Send what the machine has ready and set the timer for what comes next."""
         for event in self._machine.take_effects():
             self._transmit(event)
-        self._arm()
+        self._timer.arm(self._machine.next_deadline())
 
     def close(self) -> None:
         """Send no more events."""
-        self._is_open = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.close()
 
     def _transmit(self, event: SendEvent) -> None:
         if event.key_name is None:
@@ -63,25 +58,11 @@ class PushDriver:
             return
         self._send(event.peer, sign_common(event.wire, key, now=event.signed_at, request_mac=None))
 
-    def _arm(self) -> None:
-        """Keep one timer, set no later than the next deadline; firing early costs nothing."""
-        deadline = self._machine.next_deadline()
-        if deadline is None or not self._is_open:
-            return
-        if self._timer is not None:
-            if self._armed_for <= deadline:
-                return
-            self._timer.cancel()
-        self._armed_for = deadline
-        delay = max(0.0, deadline - self._clock.monotonic())
-        self._timer = asyncio.get_running_loop().call_later(delay, self._fire)
-
     def _fire(self) -> None:
-        self._timer = None
         try:
             self._machine.handle_deadline(now=self._clock.monotonic(), unix=self._clock.unix())
             self.wake()
         except Exception:
             self._on_fault()
             log.exception("fault while sending events")
-            self._arm()
+            self._timer.arm(self._machine.next_deadline())

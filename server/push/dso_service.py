@@ -1,6 +1,5 @@
 """DNS Push as the pipeline sees it: policy, the DSO machine, one timer; what it says goes out on the streams."""
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Final
@@ -15,6 +14,7 @@ from server.config import PushSettings
 from server.metrics import Metrics
 from server.peer import Peer
 from server.push.dso_machine import DsoLimits, DsoMachine, SendDso
+from server.push.timer import DeadlineTimer
 from server.request import Refusal
 from server.system import Clock
 from server.zone.model import RR, Change
@@ -54,8 +54,7 @@ class DsoService:
             lookup=self._lookup,
             admit=self._admit,
         )
-        self._timer: asyncio.TimerHandle | None = None
-        self._armed_for = 0.0
+        self._timer = DeadlineTimer(clock, self._fire)
         self._is_open = True
         metrics.dso_sessions.set_function(lambda: self._machine.sessions)
         metrics.push_subscriptions.set_function(lambda: len(self._machine))
@@ -91,7 +90,7 @@ class DsoService:
     def publish(self, change: Change) -> None:
         """Take a committed change that queries already see."""
         self._machine.publish(change)
-        self._arm()
+        self._timer.arm(self._machine.next_deadline())
 
     def stream_closed(self, via: int) -> None:
         self._machine.stream_closed(via)
@@ -102,21 +101,19 @@ class DsoService:
 
     def stream_resumed(self, via: int) -> None:
         self._machine.stream_resumed(via)
-        self._arm()
+        self._timer.arm(self._machine.next_deadline())
 
     def close(self) -> None:
         """Tell every client to come back in a while; the streams are closed by whoever owns them."""
         self._machine.close(GOODBYE_MS, self._clock.monotonic())
         self._take_effects()
         self._is_open = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.close()
 
     def wake(self) -> None:
         """Send what is ready and set the timer for what comes next."""
         self._take_effects()
-        self._arm()
+        self._timer.arm(self._machine.next_deadline())
 
     def _take_effects(self) -> None:
         for effect in self._machine.take_effects():
@@ -126,28 +123,14 @@ class DsoService:
                 log.debug("stateful session aborted", via=effect.via, reason=effect.reason)
                 self._abort(effect.via)
 
-    def _arm(self) -> None:
-        """Keep one timer, set no later than the next deadline; firing early costs nothing."""
-        deadline = self._machine.next_deadline()
-        if deadline is None or not self._is_open:
-            return
-        if self._timer is not None:
-            if self._armed_for <= deadline:
-                return
-            self._timer.cancel()
-        self._armed_for = deadline
-        delay = max(0.0, deadline - self._clock.monotonic())
-        self._timer = asyncio.get_running_loop().call_later(delay, self._fire)
-
     def _fire(self) -> None:
-        self._timer = None
         try:
             self._machine.handle_deadline(self._clock.monotonic())
             self.wake()
         except Exception:
             self._metrics.faults.labels("dso").inc()
             log.exception("fault while pushing changes")
-            self._arm()
+            self._timer.arm(self._machine.next_deadline())
 
     def _zone_for(self, key: bytes, rtype: int) -> Zone:
         """The zone a question is for; `Refusal` when a stranger may not ask for it there, or it is none of ours."""

@@ -14,9 +14,9 @@ from typing import Final, Protocol, cast
 
 from server.metrics import Metrics
 from server.peer import Peer
+from server.transport.ports import Handle
 from server.transport.stream_table import StreamTable
 from server.transport.tls import TlsLayer
-from server.transport.udp import Handle
 
 MAX_PENDING: Final = 64  # requests of one connection not yet answered; beyond it we stop reading
 MAX_TURN: Final = 64  # requests of one connection taken in one turn of the event loop, so that others get theirs

@@ -20,7 +20,7 @@ from server.metrics import Metrics
 from server.peer import Peer
 from server.response_limit import V4_MASK, V6_MASK, V6_TAG
 from server.transport.outbox import Outbox
-from server.transport.udp import Fast, Handle
+from server.transport.ports import Fast, Handle
 from server.transport.udp_plain import grow_buffers
 
 BATCH: Final = 64  # datagrams a call

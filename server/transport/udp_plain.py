@@ -7,7 +7,7 @@ from typing import Any, Self, cast
 
 from server.addresses import packed
 from server.peer import Peer
-from server.transport.udp import SOCKET_OCTETS, Fast, Handle
+from server.transport.ports import SOCKET_OCTETS, Fast, Handle
 
 
 class PlainListener(asyncio.DatagramProtocol):

@@ -18,6 +18,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from homing import cli, database
+from homing.certificates import ensure_certificates
 from homing.config_file import to_toml
 
 READY_SECONDS: Final = 20.0
@@ -118,6 +119,13 @@ def server_config(directory: Path, **tables: Mapping[str, Any]) -> Path:
     file = directory / "server.toml"
     file.write_text(to_toml(values))
     return file
+
+
+def tls_tables(directory: Path, host: str = "ns.members.example") -> tuple[Path, dict[str, Any]]:
+    """The authority to trust, and what `[dns]` needs to serve TLS on a free port."""
+    files = ensure_certificates(directory / "tls", [host], ["127.0.0.1"])
+    names = {"certificate_file": str(files.certificate_file), "key_file": str(files.key_file)}
+    return files.ca_file, {"listen_tls": ["127.0.0.1:0"], **names}
 
 
 @contextmanager

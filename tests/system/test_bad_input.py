@@ -17,14 +17,13 @@ from typing import Final
 
 import pytest
 
-from homing.certificates import ensure_certificates
 from protocol.constants import Opcode, Type
 from protocol.edns import Opt, UpdateLease
 from protocol.message import Question, encode
 from protocol.name import from_text
 from protocol.tsig import Key, algorithm_from_text, sign
 from tests.support.golden import below
-from tests.support.processes import Running, homing, server_config, start
+from tests.support.processes import Running, homing, server_config, start, tls_tables
 
 ZONE: Final = from_text("members.example")
 BIG: Final = from_text("big.alice.members.example")
@@ -138,13 +137,11 @@ def over_tls(target: Target) -> ssl.SSLSocket:
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     """One server for all, with small limits and a member whose one name has an answer of some 27 kB."""
     directory = tmp_path_factory.mktemp("target")
-    files = ensure_certificates(directory / "tls", ["ns.members.example"], ["127.0.0.1"])
+    _, tls = tls_tables(directory)
     config = server_config(
         directory,
         dns={
-            "listen_tls": ["127.0.0.1:0"],
-            "certificate_file": str(files.certificate_file),
-            "key_file": str(files.key_file),
+            **tls,
             "tcp_idle_seconds": IDLE_SECONDS,
             "tcp_connections_per_address": PER_ADDRESS,
         },
@@ -426,7 +423,7 @@ def test_a_peer_that_asks_and_never_reads_is_cut_off(target: Target) -> None:
             longest = max(longest, time.monotonic() - begun)
             assert target.kib() < kib + ROOM_KIB
         assert cut_off == set(range(len(deaf)))
-    assert longest < 0.5
+    assert longest < 3  # not a timing: a server that waits for a deaf peer would take until it is cut off
     target.assert_well(kib)
 
 

@@ -17,7 +17,6 @@ import dns.tsig
 import dns.update
 import pytest
 
-from homing.certificates import ensure_certificates
 from protocol.constants import Class, Rcode, Type
 from protocol.dso import (
     PUSH_REMOVE_SET,
@@ -32,7 +31,7 @@ from protocol.dso import (
 )
 from protocol.message import Question
 from protocol.name import from_text
-from tests.support.processes import Running, homing, server_config, start
+from tests.support.processes import Running, homing, server_config, start, tls_tables
 
 SECONDS = 10.0
 MAC = from_text("mac.alice.members.example.")
@@ -106,13 +105,11 @@ def over_tls(target: Target) -> Iterator[Client]:
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     directory = tmp_path_factory.mktemp("push")
-    files = ensure_certificates(directory / "tls", ["ns.members.example"], ["127.0.0.1"])
+    ca_file, tls = tls_tables(directory)
     config = server_config(
         directory,
         dns={
-            "listen_tls": ["127.0.0.1:0"],
-            "certificate_file": str(files.certificate_file),
-            "key_file": str(files.key_file),
+            **tls,
         },
         metrics={"listen": "127.0.0.1:0"},
     )
@@ -121,7 +118,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     assert homing("member", "add", "bob", "--private", "--config", config).code == 0
     key = dns.tsig.Key(found["name"], base64.b64decode(found["secret"]), found["algorithm"])
     with start("serve", config) as running:
-        yield Target(running, files.ca_file, key)
+        yield Target(running, ca_file, key)
 
 
 @pytest.mark.rfc("8765", "6.1")
@@ -196,17 +193,15 @@ def test_what_is_fatal_resets_the_connection_and_no_other(target: Target) -> Non
 
 @pytest.mark.rfc("8490", "6.6.1")
 def test_a_server_that_stops_says_when_to_come_back(tmp_path: Path) -> None:
-    files = ensure_certificates(tmp_path / "tls", ["ns.members.example"], ["127.0.0.1"])
+    ca_file, tls = tls_tables(tmp_path)
     config = server_config(
         tmp_path,
         dns={
-            "listen_tls": ["127.0.0.1:0"],
-            "certificate_file": str(files.certificate_file),
-            "key_file": str(files.key_file),
+            **tls,
         },
     )
     with start("serve", config) as running:
-        target = Target(running, files.ca_file, dns.tsig.Key("x.", b"x"))
+        target = Target(running, ca_file, dns.tsig.Key("x.", b"x"))
         with over_tls(target) as client:
             client.subscribe(1, MAC, Type.A)
             assert running.stop() == 0

@@ -15,7 +15,8 @@ from server.peer import Peer
 from server.response_limit import ResponseLimiter, ResponseLimits
 from server.strangers import StrangerLimits, Strangers
 from server.transport import udp_batch
-from server.transport.udp import UdpListener, open_udp
+from server.transport.ports import UdpListener
+from server.transport.udp import open_udp
 from server.transport.udp_batch import BATCH, BatchListener
 from server.transport.udp_plain import PlainListener
 from server.work_budget import WorkBudget

@@ -17,8 +17,7 @@ import dns.tsig
 import dns.update
 import pytest
 
-from homing.certificates import ensure_certificates
-from tests.support.processes import HOMING, Running, homing, server_config, start
+from tests.support.processes import HOMING, Running, homing, server_config, start, tls_tables
 
 SECONDS = 20.0
 
@@ -77,13 +76,11 @@ def watching(target: Target, name: str, *options: str) -> Iterator[Watch]:
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     directory = tmp_path_factory.mktemp("watch")
-    files = ensure_certificates(directory / "tls", ["ns.members.example"], ["127.0.0.1"])
+    ca_file, tls = tls_tables(directory)
     config = server_config(
         directory,
         dns={
-            "listen_tls": ["127.0.0.1:0"],
-            "certificate_file": str(files.certificate_file),
-            "key_file": str(files.key_file),
+            **tls,
         },
     )
     keys, key_files = {}, {}
@@ -97,7 +94,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
             f'key "{found["name"]}" {{ algorithm {found["algorithm"]}; secret "{found["secret"]}"; }};\n'
         )
     with start("serve", config) as running:
-        yield Target(running, files.ca_file, keys, key_files)
+        yield Target(running, ca_file, keys, key_files)
 
 
 @pytest.mark.parametrize(
