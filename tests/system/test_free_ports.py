@@ -16,10 +16,10 @@ async def test_a_port_taken_on_tcp_is_passed_over(tmp_path: Path, monkeypatch: p
     refusals = iter([True, True])
     listen = StreamServer.listen
 
-    async def refuse_twice(self: StreamServer, address: str, port: int, tls: Any = None) -> int:
+    async def refuse_twice(self: StreamServer, address: str, port: int, **more: Any) -> int:
         if next(refusals, False):
             raise OSError(98, "Address already in use")
-        return await listen(self, address, port, tls)
+        return await listen(self, address, port, **more)
 
     monkeypatch.setattr(StreamServer, "listen", refuse_twice)
     settings = {"database": {"url": f"sqlite+aiosqlite:///{tmp_path}/db"}, "dns": {"listen": ["127.0.0.1:0"]}}
