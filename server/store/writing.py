@@ -136,8 +136,14 @@ class Statements:
         self.meta = meta
 
     def steps(self, commits: Sequence[ZoneCommit]) -> list[Step]:
-        """What to execute for `commits`: serials first, so that who lost the race has written nothing yet."""
+        """What to execute for `commits`: serials first, so that who lost the race has written nothing yet.
+
+        On PostgreSQL in one order for all writers, who else would wait for each other's locks: zones by number; within
+        one, only renewals go side by side, and their rows are sorted.
+        """
         steps: list[Step] = []
+        if self.is_postgresql:
+            commits = sorted(commits, key=lambda commit: commit.zone_id)
         for commit in commits:
             if commit.serial_from != commit.serial_to:
                 move = (commit.serial_to, commit.zone_id, commit.serial_from)
@@ -170,6 +176,9 @@ class Statements:
             for commit in commits
             for change in commit.changes
         ]
+        if self.is_postgresql:
+            leases.sort(key=lambda row: row[1:])
+            renewals.sort()
         written: Sequence[tuple[Statement, Rows]] = (
             (self.delete, deletes),
             (self.put, puts),

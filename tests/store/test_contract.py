@@ -135,6 +135,23 @@ async def test_the_journal_is_pruned_from_its_oldest_end_by_age_and_size(store: 
     assert (await store.journal_span())[0] > high, "ids only grow"
 
 
+async def test_two_stores_renew_the_same_names_in_opposite_orders(opener: Opener) -> None:
+    """Rows are locked as they are written: without one order for all, two writers would wait for each other."""
+    one, two = await opener(), await opener()
+    zone_id = await add_zone(one)
+    records = [aaaa(f"h{number}.members.example.", number, 5000) for number in range(300)]
+    await one.commit([commit_of(zone_id, 1, tuple(records))])
+
+    def renewed(order: list[StoredRR], at: int) -> ZoneCommit:
+        rows = [row_key(record) for record in order]
+        renewals = tuple(Renewal(row.owner_key, at, "k.", "") for row in rows)
+        return ZoneCommit(zone_id, 2, 2, (), (), tuple((row, at) for row in rows), (), renewals=renewals)
+
+    for at in range(6000, 6010):
+        await asyncio.gather(one.commit([renewed(records, at)]), two.commit([renewed(records[::-1], at)]))
+    assert {record.expires_at for record in await all_records(one, zone_id)} == {6009}
+
+
 async def test_the_last_renewal_of_a_name_is_kept_until_it_is_old(store: Store) -> None:
     zone_id = await add_zone(store)
     await store.commit([commit_of(zone_id, 1, (MAC,))])

@@ -1,5 +1,6 @@
 """`homing history`, `undo` and `tail` end to end: over updates, a lapse, imports, and what stands in the way."""
 
+import asyncio
 import json
 import select
 import signal
@@ -20,6 +21,9 @@ import dns.update
 import pytest
 
 from homing import journal
+from server.config import JournalSettings
+from server.pruning import prune_once
+from server.store.sql import SqlStore
 from tests.support.processes import HOMING, READY_SECONDS, Finished, Running, homing_here, lines, server_config, start
 
 ZONE = "members.example."
@@ -323,3 +327,41 @@ def test_tail_of_all_zones_begins_with_what_comes(run: Run, put: Callable[[str],
         run("member", "add", "bob", "--private")
         zones = (json.loads(process.stdout.readline())["zone"] for _ in range(number + 2))
         assert f"bob.{ZONE}" in zones
+
+
+def prune(config: Path, keep: int) -> None:
+    async def work() -> None:
+        store = await SqlStore.open(f"sqlite:///{config.with_name('homing.db')}")
+        try:
+            assert await prune_once(store, JournalSettings(keep_days=0, keep_changes=keep), now=0)
+        finally:
+            await store.close()
+
+    asyncio.run(work())
+
+
+def test_after_pruning_they_say_how_far_back_they_reach(run: Run, put: Callable[[str], int], config: Path) -> None:
+    first = put("a 1 A 192.0.2.1\n")
+    second = put("a 1 A 192.0.2.2\n")
+    with tailing(config, "--zone", ZONE, "--since", str(first)) as process:
+        assert process.stdout is not None
+        assert f"serial {first} to {second}" in process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        put("a 1 A 192.0.2.3\n")
+        fourth = put("a 1 A 192.0.2.4\n")
+        prune(config, 1)
+        process.send_signal(signal.SIGCONT)
+        shown = [process.stdout.readline() for _ in range(5)]
+        assert [line for line in shown if f" to {fourth}, import" in line], shown
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        assert "the journal was pruned past what was shown" in process.stderr.read()
+    found = run("history", "a", "--json").json
+    assert [step["serial_to"] for step in found["changes"]] == [fourth]
+    assert found["journal"]["pruned"] and found["journal"]["serial_from"] == fourth - 1
+    assert "(what is older was pruned: the journal of members.example. reaches back to " in run("history", "a").out
+    assert run("history", "a", "--at", "1000").code == 1
+    refused = run("undo", str(second), "--yes")
+    assert refused.code == 1 and "no step of members.example. leads to serial" in refused.err
+    refused = run("tail", "--zone", ZONE, "--since", str(first))
+    assert refused.code == 1 and "does not reach back to serial" in refused.err
