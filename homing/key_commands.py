@@ -92,6 +92,12 @@ def add_key(
             metavar="HOST", help="Narrow it to one host's names and what points to them; it may see the others."
         ),
     ] = None,
+    mac: Annotated[
+        str | None,
+        typer.Option(
+            "--mac", metavar="ADDRESS", help="With --only-host: its AutoTunnel name too, of this hardware address."
+        ),
+    ] = None,
     acme: Acme = False,
     rule: RuleTexts = None,
     expires: Expires = None,
@@ -106,7 +112,7 @@ def add_key(
     \b
     Example:
       homing key add alice --device phone --config /etc/homing/server.toml
-      homing key add alice --device mac --only-host mac --config /etc/homing/server.toml
+      homing key add alice --device mac --only-host mac --mac 02:00:5e:10:00:01 --config /etc/homing/server.toml
       homing key add alice --device certbot --acme --expires 90d --config /etc/homing/server.toml
       homing key add --admin dhcp --rule 'owner = "lan.alice", lease = "optional"' --config /etc/homing/server.toml
     """
@@ -114,8 +120,11 @@ def add_key(
         raise ConfigError("name a member, or --admin and a name")
     if admin is not None and (device is not None or password_stdin):
         raise ConfigError("--device and --password-stdin are for members' keys")
+    if mac is not None and only_host is None:
+        raise ConfigError("--mac goes with --only-host")
     settings = settings_of(config)
-    rules = (*(keys.host_rules(only_host) if only_host else ()), *((keys.ACME_RULE,) if acme else ()), *(rule or ()))
+    host = keys.host_rules(only_host, _tunnel_label(mac)) if only_host else ()
+    rules = (*host, *((keys.ACME_RULE,) if acme else ()), *(rule or ()))
     terms = keys.KeyTerms(
         algorithm=checked_algorithm(algorithm, settings),
         password=read_password() if password_stdin else None,
@@ -332,6 +341,18 @@ def export_key(
     if form is Format.JSON:
         return print_json(key_json(key))
     return typer.echo(bind_text(key) if form is Format.BIND else knot_text(key), nl=False)
+
+
+def _tunnel_label(mac: str | None) -> str | None:
+    """The label under which the homing client publishes a machine's tunnel address (RFC 6281 §5.2)."""
+    if mac is None:
+        return None
+    from client_stub.identity import autotunnel_label, eui64, parse_mac
+
+    try:
+        return autotunnel_label(eui64(parse_mac(mac)))
+    except ValueError as error:
+        raise ConfigError(f"--mac: {error}") from None
 
 
 def _expiry(text: str | None) -> int | None:

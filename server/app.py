@@ -113,6 +113,7 @@ class Server:
         self.metrics.watch_zones(self.zones)
         self.keyring = Keyring()
         self._rules: dict[bytes, tuple[Rule, ...]] = {}
+        self._operations = 0
         self.policy = settings.policy.policy(from_text(settings.zone.name))
         self.leases = LeaseQueue()
         self._watch_change = on_change
@@ -189,7 +190,7 @@ class Server:
             on_change=self._changed,
             on_node=self.fast.node_changed,
             on_zones=self._zones_changed,
-            on_overtaken=self._load_keys,
+            on_overtaken=self._overtaken,
         )
         self.transfers = TransferService(
             settings.transfer,
@@ -454,9 +455,16 @@ class Server:
         if private:
             self.push.recheck(apexes=private)
 
+    async def _overtaken(self) -> None:
+        """Another process committed first: perhaps another server its updates, perhaps an operator."""
+        if await self.store.operations() != self._operations:
+            await self._load_keys()
+
     async def _load_keys(self) -> None:
         """Take over keys and their rules; what rested on those that hold no more ends."""
+        operations = await self.store.operations()  # before reading: what is done meanwhile shows the next time
         self._take_keys(*await self._read_keys(self.policy))
+        self._operations = operations
 
     async def _read_keys(self, policy: Policy) -> tuple[list[KeyRow], list[Principal]]:
         """Those that are valid, and what each may do."""

@@ -47,11 +47,16 @@ ACME_RULE: Final = (
 """For a program that proves to a certificate authority whose a name is: one that dies leaves its proof for a day."""
 
 
-def host_rules(host: str) -> tuple[str, ...]:
-    """For one machine: its own name and below, what points to it, and seeing the others (RFC 6281 §5)."""
+def host_rules(host: str, tunnel: str | None = None) -> tuple[str, ...]:
+    """For one machine: its own name and below, what points to it, and seeing the others (RFC 6281 §5).
+
+    `tunnel`: the label of its AutoTunnel name, which stands beside the host's (RFC 6281 §5.2).
+    """
     name = check_label(host, "host name").decode()
+    beside = () if tunnel is None else (f'actions = ["update"], owner = "{tunnel}"',)
     return (
         f'actions = ["update"], owner = "{name}"',
+        *beside,
         f'actions = ["update"], types = ["PTR", "SRV"], target = "{name}"',
         'actions = ["query", "llq"]',
     )

@@ -74,7 +74,9 @@ async def in_transaction(store: Store, work: Callable[[Transaction], Awaitable[_
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             async with store.transaction() as transaction:
-                return await work(transaction)
+                done = await work(transaction)
+                await transaction.count_operation()
+                return done
         except Superseded:
             if attempt == _ATTEMPTS:
                 raise

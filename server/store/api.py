@@ -13,6 +13,8 @@ from protocol.tsig import Key
 from server.policy import Rule
 from server.zone.model import Change, Renewal, StoredRR, ZoneCommit
 
+OPERATIONS: Final = "operations"
+"""The meta value that counts changes of members, keys and rules."""
 PRUNED: Final = "pruned"
 """The meta value with the id up to which the journal was pruned; none before that was done."""
 
@@ -182,6 +184,10 @@ class Reader(Protocol):
 
     async def meta(self, name: str) -> str | None: ...
 
+    async def operations(self) -> int:
+        """How often an operator changed members, keys or rules: cheap to ask before reading all of them again."""
+        ...
+
     async def subscriptions(self, node: str) -> Subscriptions: ...
 
 
@@ -225,6 +231,10 @@ class Transaction(Reader, Protocol):
         ...
 
     async def set_meta(self, name: str, value: str) -> None: ...
+
+    async def count_operation(self) -> None:
+        """Move the number that `operations` reads: members, keys or rules are being changed."""
+        ...
 
 
 class Store(Reader, Protocol):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from server.policy import Rule
 from server.store.api import (
+    OPERATIONS,
     PRUNED,
     JournalRow,
     KeyRow,
@@ -134,6 +135,9 @@ class MemoryReader:
     async def meta(self, name: str) -> str | None:
         return self._data.meta.get(name)
 
+    async def operations(self) -> int:
+        return int(self._data.meta.get(OPERATIONS, 0))
+
     async def subscriptions(self, node: str) -> Subscriptions:
         found = self._data.nodes.get(node, _Node())
         return Subscriptions(list(found.topics.values()), list(found.rows.values()), dict(found.marks))
@@ -207,6 +211,9 @@ class MemoryTransaction(MemoryReader):
 
     async def set_meta(self, name: str, value: str) -> None:
         self._data.meta[name] = value
+
+    async def count_operation(self) -> None:
+        self._data.meta[OPERATIONS] = str(await self.operations() + 1)
 
 
 @dataclass(slots=True)

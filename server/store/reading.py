@@ -12,7 +12,16 @@ from protocol.name import fold
 from protocol.tsig import Key, algorithm_from_text
 from server.policy import Action, Lease, Match, Quota, Rule
 from server.store import schema
-from server.store.api import JournalRow, KeyRow, MemberRow, SubscriptionRow, Subscriptions, TopicRow, ZoneRow
+from server.store.api import (
+    OPERATIONS,
+    JournalRow,
+    KeyRow,
+    MemberRow,
+    SubscriptionRow,
+    Subscriptions,
+    TopicRow,
+    ZoneRow,
+)
 from server.store.packing import order_key, subtree_bounds, unpack_rrs
 from server.store.sealing import Sealer
 from server.zone.model import Actor, Change, Renewal, StoredRR
@@ -194,6 +203,9 @@ class SqlReader:
         meta = schema.meta.c
         rows = await self._rows(select(meta.value).where(meta.name == name))
         return rows[0].value if rows else None
+
+    async def operations(self) -> int:
+        return int(await self.meta(OPERATIONS) or 0)
 
     async def subscriptions(self, node: str) -> Subscriptions:
         topic, llq, mark = schema.llq_topic, schema.llq, schema.llq_mark

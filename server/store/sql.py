@@ -262,6 +262,10 @@ class SqlStore:
         async with self.reading() as reader:
             return await reader.meta(name)
 
+    async def operations(self) -> int:
+        async with self.reading() as reader:
+            return await reader.operations()
+
     async def subscriptions(self, node: str) -> Subscriptions:
         async with self.reading() as reader:
             return await reader.subscriptions(node)

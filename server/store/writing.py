@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import bindparam, delete, insert, or_, select, update
+from sqlalchemy import Integer, Text, bindparam, cast, delete, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import IntegrityError
@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from protocol.constants import type_text
 from server.policy import Rule
 from server.store import schema
-from server.store.api import PRUNED, KeyRow, LeaseMoved, StoreError, Superseded
+from server.store.api import OPERATIONS, PRUNED, KeyRow, LeaseMoved, StoreError, Superseded
 from server.store.packing import order_key, pack_rrs, stored_rdata_key
 from server.store.reading import SqlReader
 from server.store.sealing import Sealer
@@ -308,6 +308,15 @@ class SqlTransaction(SqlReader):
         meta = schema.meta
         await self._connection.execute(delete(meta).where(meta.c.name == name))
         await self._connection.execute(insert(meta).values(name=name, value=value))
+
+    async def count_operation(self) -> None:
+        meta = schema.meta
+        count: Any = (postgresql.insert if self._statements.is_postgresql else sqlite.insert)(meta)
+        more = cast(cast(meta.c.value, Integer) + 1, Text)
+        count = count.values(name=OPERATIONS, value="1").on_conflict_do_update(
+            index_elements=[meta.c.name], set_={"value": more}
+        )
+        await self._connection.execute(count)
 
     async def forget_renewals(self, before: int) -> int:
         done = await self._connection.execute(delete(schema.renewal).where(schema.renewal.c.at < before))

@@ -393,6 +393,19 @@ async def test_a_key_keeps_its_rules_in_order(store: Store) -> None:
     assert [row.rules for row in await store.keys()] == [()]
 
 
+async def test_operations_are_counted(store: Store) -> None:
+    assert await store.operations() == 0
+    for number in (1, 2, 3):
+        async with store.transaction() as transaction:
+            await transaction.count_operation()
+            assert await transaction.operations() == number
+    with pytest.raises(ValueError, match="stop"):
+        async with store.transaction() as transaction:
+            await transaction.count_operation()
+            raise ValueError("stop")
+    assert await store.operations() == 3
+
+
 async def test_a_member_changes_its_kind(store: Store) -> None:
     async with store.transaction() as transaction:
         member = await transaction.add_member("alice", from_text("alice."), private=False, created_at=1)

@@ -1,15 +1,19 @@
 """Rules as data: patterns, the order in which they decide, and what narrows a key."""
 
 import re
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
+from client_stub.identity import autotunnel_label, host_names
+from client_stub.updates import Registration, deregistration_message, registration_message
 from protocol.constants import Ede, Rcode, type_from_text
 from protocol.message import decode
 from protocol.name import fold
 from server.authz import may_read, may_transfer, may_update
 from server.config import TransferRules
 from server.keyring import Principal
+from server.keys import host_rules
 from server.policy import NO_POLICY, Action, Policy, Quota, compile_policy, pattern_matches, pattern_of
 from server.policy_settings import PolicySettings, rule_from_text, rule_settings
 from server.request import Refusal
@@ -36,6 +40,7 @@ OPEN = zone_of_text(SERVICE_TEXT)
 PRIVATE = zone_of_text(PRIVATE_TEXT, apex="carol.members.example.", member_id=3, zone_id=2)
 ALICE = f"alice.{ZONE}"
 CAROL = f"carol.{ZONE}"
+EUI = bytes.fromhex("02005efffe100001")
 ACME = 'match = "pattern", owner = "_acme-challenge.**", types = ["TXT"], lease = "optional"'
 
 
@@ -330,3 +335,33 @@ def test_a_target_is_looked_for_where_the_type_has_it() -> None:
     assert compiled.points_well(type_from_text("SRV"), srv)
     assert not compiled.points_well(type_from_text("PTR"), srv)
     assert not compiled.points_well(type_from_text("A"), b"\x00" * 4)
+
+
+def test_what_the_homing_client_sends_passes_with_a_key_of_its_host() -> None:
+    """RFC 6281 §5.2: the host's names, the AutoTunnel name beside them, and the PTR that lists the host."""
+    label = autotunnel_label(EUI)
+    mac = who(f"mac.{ALICE}", ALICE, *host_rules("mac", label))
+
+    def sends(machine: str, eui: bytes) -> list[str]:
+        names = host_names(machine, ALICE, eui)
+        place = Registration(
+            names=names,
+            inner=IPv6Address("fd00::1"),
+            outer=IPv4Address("192.0.2.1"),
+            port=4500,
+            text=(b"x",),
+        )
+        outcomes = []
+        for wire, leased in (
+            (registration_message(1, name(ZONE), place, 7200), True),
+            (deregistration_message(2, name(ZONE), names), False),
+        ):
+            try:
+                may_update(mac, OPEN, read_update(decode(wire), OPEN.apex), leased=leased)
+                outcomes.append("")
+            except Refusal as refused:
+                outcomes.append(refused.reason)
+        return outcomes
+
+    assert sends("Mac", EUI) == ["", ""]
+    assert all("narrowed" in said for said in (*sends("nas", EUI), *sends("mac", EUI[:-1] + b"\x00")))

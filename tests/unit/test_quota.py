@@ -7,7 +7,7 @@ import pytest
 from protocol.constants import Ede, Rcode
 from protocol.name import fold
 from server.keyring import Principal
-from server.policy import compile_policy
+from server.policy import Policy, Quota, compile_policy
 from server.policy_settings import rule_from_text
 from server.zone.census import Census
 from tests.support.builders import (
@@ -97,6 +97,22 @@ def test_names_per_member_are_counted_as_they_come_and_go() -> None:
     assert send(a("four"), a("five")) == Rcode.NOERROR, "names that lapsed are counted no more"
     assert core.update(add(f"x.bob.{ZONE}", 60, "A", "192.0.2.1")).rcode == Rcode.NOERROR
     assert send(delete_name(f"mac.{DOMAIN}"), a("six")) == Rcode.NOERROR
+
+
+def test_the_services_own_limits_hold_for_members_and_not_for_administrators() -> None:
+    core = Core()
+    policy = Policy(quota=Quota(2, 0, 0))
+    core.keyring.replace(
+        Principal(item.key, item.member_id, item.domain, compile_policy(item.key.name, item.domain, (), policy))
+        for item in MEMBERS
+    )
+    ops = [a("box", last) for last in (1, 2, 3)]
+    refused = core.update(*ops, by=ALICE, lease=3600)
+    assert outcome(refused) == (
+        Rcode.REFUSED,
+        f"key alice-laptop.{ZONE} may keep 2 records a name (member default): box.{DOMAIN} would have 3",
+    )
+    assert core.update(*ops).rcode == Rcode.NOERROR
 
 
 def test_names_are_counted_over_the_updates_of_one_batch() -> None:
