@@ -14,16 +14,24 @@ from server.zone.node import Node, RRset, earliest_lapse
 
 
 class LeaseQueue:
-    """Owners (zone apex, folded owner name) by the second at which to look at them, seconds since 1970."""
+    """Owners (zone apex, folded owner name) by the second at which to look at them, seconds since 1970.
+
+    One dictionary entry and one place in a list an owner: there may be a million.
+    """
 
     def __init__(self) -> None:
-        self._buckets: dict[int, list[tuple[bytes, bytes]]] = {}
-        self._moments: list[int] = []
-        self._queued: dict[tuple[bytes, bytes], int] = {}
+        self._buckets: dict[tuple[int, bytes], list[bytes]] = {}  # owner names by moment and apex
+        self._moments: list[tuple[int, bytes]] = []
+        self._queued: dict[bytes, dict[bytes, int]] = {}  # moments by apex and owner name
+        self._count = 0
 
     def __len__(self) -> int:
         """Owner names with a lease running."""
-        return len(self._queued)
+        return self._count
+
+    def watched(self) -> set[tuple[bytes, bytes]]:
+        """All owners with a lease running."""
+        return {(apex, key) for apex, queued in self._queued.items() for key in queued}
 
     def watch(self, apex: bytes, key: bytes, node: Node | None) -> None:
         """Note the leases of a node as it now stands."""
@@ -32,25 +40,37 @@ class LeaseQueue:
             self.watch_at(apex, key, at)
 
     def watch_at(self, apex: bytes, key: bytes, at: int) -> None:
-        entry = (apex, key)
-        queued = self._queued.get(entry)
-        if queued is not None and queued <= at:
+        queued = self._queued.get(apex)
+        if queued is None:
+            queued = self._queued[apex] = {}
+        present = queued.get(key)
+        if present is None:
+            self._count += 1
+        elif present <= at:
             return
-        self._queued[entry] = at
-        bucket = self._buckets.get(at)
+        place = at, apex
+        bucket = self._buckets.get(place)
         if bucket is None:
-            self._buckets[at] = [entry]
-            heapq.heappush(self._moments, at)
-        else:
-            bucket.append(entry)
+            bucket = self._buckets[place] = []
+            heapq.heappush(self._moments, place)
+        elif bucket:
+            last = queued.get(bucket[-1])
+            at = last if last == at else at  # one number object for all of a bucket
+        queued[key] = at
+        bucket.append(key)
 
     def next_moment(self) -> int | None:
         """The earliest second at which something may lapse."""
-        return self._moments[0] if self._moments else None
+        return self._moments[0][0] if self._moments else None
 
     def due_by(self, moment: int) -> int:
         """How many owners are to be looked at until then: those whose lease may end, refreshed ones among them."""
-        return sum(self._queued.get(entry) == at for at in self._moments if at <= moment for entry in self._buckets[at])
+        return sum(
+            self._queued[apex].get(key) == at
+            for at, apex in self._moments
+            if at <= moment
+            for key in self._buckets[at, apex]
+        )
 
     def take_due(
         self, now: int, limit: int, node_of: Callable[[bytes, bytes], Node | None]
@@ -63,23 +83,24 @@ class LeaseQueue:
         """
         due: list[tuple[bytes, bytes]] = []
         looks = 2 * limit
-        while self._moments and self._moments[0] <= now and len(due) < limit and looks:
-            moment = self._moments[0]
-            bucket = self._buckets[moment]
+        while self._moments and self._moments[0][0] <= now and len(due) < limit and looks:
+            place = moment, apex = self._moments[0]
+            bucket, queued = self._buckets[place], self._queued[apex]
             while bucket and len(due) < limit and looks:
                 looks -= 1
-                entry = bucket.pop()
-                if self._queued.get(entry) != moment:
+                key = bucket.pop()
+                if queued.get(key) != moment:
                     continue
-                del self._queued[entry]
-                node = node_of(*entry)
+                del queued[key]
+                self._count -= 1
+                node = node_of(apex, key)
                 at = earliest_lapse(node) if node else 0
                 if at and at <= now:
-                    due.append(entry)
+                    due.append((apex, key))
                 elif at:
-                    self.watch_at(*entry, at)
+                    self.watch_at(apex, key, at)
             if not bucket:
-                del self._buckets[moment]
+                del self._buckets[place]
                 heapq.heappop(self._moments)
         return due
 

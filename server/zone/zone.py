@@ -113,13 +113,17 @@ class Zone:
 
     def _link(self, key: bytes) -> None:
         """Count a name that begins to exist at its parent, and so on up until one that existed already."""
-        if key in self.children:
+        children = self.children
+        if key in children:
             return
         while key != self.apex:
-            above = parent(key)
-            existed = self.exists(above)
-            self.children[above] = self.children.get(above, 0) + 1
-            if existed:
+            above = key[key[0] + 1 :]
+            count = children.get(above)
+            if count is not None:
+                children[above] = count + 1
+                return
+            children[above] = 1
+            if above in self.nodes:
                 return
             key = above
 

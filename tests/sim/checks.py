@@ -94,7 +94,7 @@ def check_quiet(world: World) -> None:
     if world.server.push.subscriptions != established:
         world.observer.note(f"{world.server.push.subscriptions} subscriptions at the server, {established} at clients")
     expected_leases = {fold(owner) for host in world.hosts if host.agent for owner in _owners(host)}
-    leased = set(world.server.leases._queued)
+    leased = world.server.leases.watched()
     if {key for _, key in leased} != expected_leases:
         world.observer.note(f"leases of {sorted({key for _, key in leased} ^ expected_leases)}")
 
