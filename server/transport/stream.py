@@ -6,6 +6,7 @@ one write.
 """
 
 import asyncio
+import socket
 import ssl
 from collections import Counter
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ MAX_BLOCKED: Final = (
     64  # connections whose peers do not read; beyond it the one that has not for the longest is dropped
 )
 HANDSHAKE_RETRY_SECONDS: Final = 0.05
+BACKLOG: Final = 512  # connections that the system keeps until we take them
+ACCEPTORS: Final = 16  # connections taken from one listener in one turn of libuv's loop
 _HIGH_WATER: Final = 256 * 1024  # octets the peer has not read; beyond it no more of its requests are taken
 
 
@@ -79,12 +82,27 @@ class StreamServer:
         return 0.0 if self.connections.is_crowded else self.limits.idle_seconds
 
     async def listen(self, address: str, port: int, *, is_tls: bool = False) -> int:
-        """Listen and return the bound port; `OSError` when it cannot be had. For TLS `tls_context` must be set."""
+        """Listen and return the bound port; `OSError` when it cannot be had. For TLS `tls_context` must be set.
+
+        libuv takes one connection from a listening descriptor in each turn of its loop, and when datagrams come in
+        floods turns are long: so it gets several descriptors of the one socket.
+        """
         loop = asyncio.get_running_loop()
         name = "tls" if is_tls else "tcp"
-        server = await loop.create_server(lambda: StreamConnection(self, name), address, port, backlog=512)
-        self._servers.append(server)
-        return int(server.sockets[0].getsockname()[1])
+
+        def connection() -> StreamConnection:
+            return StreamConnection(self, name)
+
+        if type(loop).__module__ != "uvloop":
+            server = await loop.create_server(connection, address, port, backlog=BACKLOG)
+            self._servers.append(server)
+            return int(server.sockets[0].getsockname()[1])
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.create_server((address, port), family=family, backlog=BACKLOG) as sock:
+            sock.setblocking(False)
+            for _ in range(ACCEPTORS):
+                self._servers.append(await loop.create_server(connection, sock=sock.dup(), backlog=BACKLOG))
+            return int(sock.getsockname()[1])
 
     def send(self, peer: Peer, wire: bytes) -> bool:
         """Send on the connection a peer stands for; False when it is gone."""
