@@ -143,6 +143,10 @@ async def plan_undo(reader: Reader, zone: ZoneRow, entry_id: int, *, now: int) -
     (undone, *_) = await reader.journal(after=entry_id - 1, zone_id=zone.id, limit=1)
     change = undone.change
     removed, added = told(change)
+    domains = {member.domain: member.name for member in await reader.members()}
+    for rr in (*removed, *added):
+        if rr.rtype == Type.NS and fold(rr.owner) in domains and zone.member_id is None:
+            raise ValueError(f"this step moved member {domains[fold(rr.owner)]}: use homing member private")
     touched = {_row_key(rr) for rr in (*removed, *added)}
     async for entry in entries(reader, zone.id, after=entry_id):
         for rr in (rr for side in told(entry.change) for rr in side):

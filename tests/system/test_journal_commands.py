@@ -221,6 +221,18 @@ def test_what_stands_in_the_way_of_an_undo(
     assert run("zone", "export").out == before
 
 
+@pytest.mark.parametrize("moves", [("on",), ("on", "off")], ids="-".join)
+def test_a_members_move_is_not_undone_half(run: Run, config: Path, moves: tuple[str, ...]) -> None:
+    """Its other half is a zone that came or went."""
+    assert run("member", "add", "zoe").code == 0
+    for state in moves:
+        assert run("member", "private", "zoe", state, "--yes").code == 0
+    with sqlite3.connect(config.with_name("homing.db")) as connection:
+        ((serial,),) = connection.execute("SELECT serial FROM zone WHERE kind = 'service'").fetchall()
+    refused = run("undo", str(serial), "--yes")
+    assert (refused.code, refused.err) == (1, "homing: this step moved member zoe: use homing member private\n")
+
+
 def test_the_zones_own_ns_cannot_be_undone(run: Run) -> None:
     run("member", "add", "alice")
     first = run("history", ZONE, "--json").json["changes"][0]
