@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := $(VENV)/.peers
 
-.PHONY: help run install test check fmt bench flood fuzz compare sim crowd clean lock coverage-table
+.PHONY: help run install test check fmt bench flood fuzz compare sim crowd clean lock coverage-table gateway-comparison gateway-clients gateway-fuzz
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -53,6 +53,16 @@ compare: $(PEERS)  ## the same 500 updates to homing, BIND and Knot DNS: docs/up
 
 flood: $(STAMP)  ## ten minutes of mixed flood on loopback; FLOOD="--seconds 20" for less
 	$(BIN)/python -m bench.flood $(FLOOD)
+
+gateway-comparison: $(PEERS)  ## write docs/gateway-comparison.md beside miniupnpd (root)
+	$(BIN)/python -m tools.gateway_comparison
+
+gateway-clients: $(PEERS)  ## other people's programs map ports through the gateway (root)
+	sh tools/gateway_clients.sh
+	$(BIN)/python -m tools.gateway_clients
+
+gateway-fuzz: $(PEERS)  ## 100,000 broken datagrams and calls to the gateway (root)
+	HOMING_FUZZ=100000 $(BIN)/python -m pytest tests/system/test_gateway_fuzz.py
 
 fmt: $(STAMP)  ## format and mend what ruff can
 	$(BIN)/ruff format .

@@ -145,6 +145,7 @@ class LimitsSection(_Section):
     """`[limits]`: bounds of the mapping table and of the relay."""
 
     shortest_lifetime_seconds: Annotated[int, Field(ge=1, le=86400)] = 120
+    """Of PCP and UPnP (RFC 6887 §15). NAT-PMP never gets more than it asked for (RFC 6886 §3.3)."""
     longest_lifetime_seconds: Annotated[int, Field(ge=1, le=0xFFFFFFFF)] = 86400
     """A day, as RFC 6887 §15 recommends."""
     lowest_port: Port = 1024

@@ -43,11 +43,13 @@ def read_search(datagram: bytes, *, is_multicast: bool) -> Search | None:
     """Read a search. None for whatever deserves no answer: other messages, a multicast search without MX."""
     if len(datagram) > SEARCH_OCTETS:
         return None
-    lines = datagram.decode("latin-1").split("\r\n")
-    if lines[0] != "M-SEARCH * HTTP/1.1" or len(lines) > _HEADER_LIMIT or lines[-2:] != ["", ""]:
+    # What stands behind the empty line does not count: there are programs that send two of them.
+    head, end, _ = datagram.decode("latin-1").partition("\r\n\r\n")
+    first, *lines = head.split("\r\n")
+    if not end or first != "M-SEARCH * HTTP/1.1" or len(lines) > _HEADER_LIMIT:
         return None
     headers: dict[str, str] = {}
-    for line in lines[1:-2]:
+    for line in lines:
         name, colon, value = line.partition(":")
         if not colon or name.upper() in headers:
             return None

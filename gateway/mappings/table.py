@@ -281,12 +281,16 @@ class MappingTable:
         return self._ports.is_grantable(port)
 
     def grant(self, lifetime: int, origin: Origin) -> int:
-        """The lifetime given for a requested one: never longer than asked, unless that is below the minimum."""
+        """The lifetime given for a requested one: never longer than asked, unless that is below the minimum.
+
+        NAT-PMP has no minimum: a gateway should not offer more than was requested (RFC 6886 §3.3).
+        """
         limits = self._limits
         longest = (
             max(limits.longest_lease, limits.longest_lifetime) if origin is Origin.IGD else limits.longest_lifetime
         )
-        return max(limits.shortest_lifetime, min(lifetime, longest))
+        granted = min(lifetime, longest)
+        return granted if origin is Origin.NATPMP else max(limits.shortest_lifetime, granted)
 
     # -- configuration and state -----------------------------------------------------------------------------------
 

@@ -23,16 +23,20 @@ def give_public_address(network: Network) -> None:
 
 @contextlib.contextmanager
 def gateway(
-    network: Network, directory: Path, more: str = "", *, nftables: str = "", address: str = PUBLIC
+    network: Network, directory: Path, more: str = "", *, nftables: str = "", address: str | None = PUBLIC
 ) -> Iterator[Path]:
-    """Run the gateway with the kernel's back end and UPnP; gives its log. `more` is TOML, `nftables` of its table."""
+    """Run the gateway with the kernel's back end and UPnP; gives its log. `more` is TOML, `nftables` of its table.
+
+    With no `address` it follows the outer interface's.
+    """
+    external = "" if address is None else f'[external]\naddress = "{address}"\n'
     config, log = directory / "gateway.toml", directory / "gateway.log"
     if "[igd]" not in more:
         more += "\n[igd]\nenabled = true\n"
     config.write_text(
         f'backend = "nftables"\n[nftables]\nwan_interface = "{WAN_LINK}"\n{nftables}'
         f'[lan]\ninterfaces = ["{LAN_LINK}"]\n'
-        f'[external]\naddress = "{address}"\n[state]\nfile = "{directory}/gateway.sqlite"\n{more}'
+        f'{external}[state]\nfile = "{directory}/gateway.sqlite"\n{more}'
     )
     command = [sys.executable, "-m", "homing", "gateway", "--config", str(config)]
     with log.open("a") as stderr:
@@ -42,6 +46,8 @@ def gateway(
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n", log.read_text()
+        # `ip netns exec` becomes the program, so this is its number.
+        (directory / "gateway.pid").write_text(str(process.pid))
         yield log
     finally:
         process.terminate()

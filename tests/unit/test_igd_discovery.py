@@ -96,7 +96,6 @@ def test_search_targets(target: str, first: int, second: int) -> None:
         search(wait="99999"),
         search().replace(b"MX", b"MAX"),
         search()[:-2],
-        search() + b"body",
         search(X="y" * 1100),
         search().replace(b"MX: 2", b"MX 2"),
         search().replace(b"MX: 2", b"MX: 2\r\nmx: 3"),
@@ -105,6 +104,14 @@ def test_search_targets(target: str, first: int, second: int) -> None:
 )
 def test_what_is_no_search(datagram: bytes) -> None:
     assert read_search(datagram, is_multicast=True) is None
+
+
+def test_a_search_as_libtorrent_writes_it() -> None:
+    lines = ("HOST: 239.255.255.250:1900", "ST:upnp:rootdevice", 'MAN:"ssdp:discover"', "MX:3", "", "", "")
+    datagram = "\r\n".join(("M-SEARCH * HTTP/1.1", *lines)).encode()
+    read = read_search(datagram, is_multicast=True)
+    assert read is not None
+    assert (read.target, read.wait_seconds) == ("upnp:rootdevice", 3)
 
 
 def test_how_long_an_answer_may_wait() -> None:
