@@ -485,6 +485,7 @@ class LlqMachine:
                     self._acked(waiting, now)
                     matched = True
                 else:
+                    self._overtaken(message.questions, option.llq_id, peer, now)
                     matched |= self._confirms_stream(message.questions, option.llq_id, peer)
         if not matched:
             self.counters.stray_acks += 1
@@ -499,6 +500,23 @@ class LlqMachine:
         self.counters.acks += 1
         if subscription.topic.window_opened_at is None and not subscription.is_current:
             self._make_due(subscription, now)
+
+    def _overtaken(self, questions: Sequence[Question], llq_id: int, peer: Peer, now: float) -> None:
+        """An ack of an event that the process before this one sent: its client may have applied it after ours."""
+        held = self._register.find(llq_id, questions[0]) if len(questions) == 1 else None
+        if held is None or held.inherited is None or held.peer[:3] != peer[:3]:
+            return
+        before = held.inherited
+        if now > before.until:
+            held.inherited = None
+            return
+        held.sure, held.maybe = held.sure & before.sure, held.maybe | before.maybe
+        if held.outstanding is not None:
+            plan = held.outstanding.plan
+            held.outstanding.plan = replace(plan, sure=plan.sure & before.sure, maybe=plan.maybe | before.maybe)
+        self._ledger.touched(held.topic)
+        if held.topic.window_opened_at is None and not held.is_current:
+            self._make_due(held, now)
 
     def _confirms_stream(self, questions: Sequence[Question], llq_id: int, peer: Peer) -> bool:
         if len(questions) != 1:
@@ -642,6 +660,8 @@ class LlqMachine:
         items = topic.items
         subscription.sure = items if saved.sure == items else saved.sure
         subscription.maybe = items if saved.maybe == items else saved.maybe
+        if not subscription.is_current:
+            subscription.inherited = View(now + AT_RISK_SECONDS, subscription.sure, subscription.maybe)
         _step(subscription, Input.RESTORED)
         register.add(subscription)
         self._watch_lease(subscription)

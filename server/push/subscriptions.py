@@ -108,6 +108,8 @@ class Subscription:
     """The heap entry that watches the lease."""
     is_saved: bool = False
     """Whether the store may have a row of it."""
+    inherited: View | None = None
+    """What its client held when this process took it over, for as long as events of the former one may be under way."""
 
     @property
     def is_on_stream(self) -> bool:

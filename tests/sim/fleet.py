@@ -749,7 +749,7 @@ class Fleet:
                 self.say(trouble)
                 await (self.kill_server() if trouble == "kill" else self.stop_server())
                 await self._change_unseen(member, rng.choice((0, 1, 2)))
-                await asyncio.sleep(rng.uniform(0.1, rng.choice((2.0, 900.0))))
+                await asyncio.sleep(rng.uniform(0.7, rng.choice((2.0, 900.0))))
                 await self.start_server()
                 self.counts["restarts"] += 1
 
@@ -856,6 +856,7 @@ class Fleet:
         await self.kill_server()
         for member in self.members:
             await self._change_unseen(member, 1)
+        await asyncio.sleep(0.7)  # no process starts sooner
         await self.start_server()
 
     async def quiet(self) -> None:

@@ -198,6 +198,27 @@ async def test_an_event_under_way_at_the_crash_is_sent_anew_under_another_id(wor
     assert (await world.start()).settle() == []
 
 
+async def test_an_event_of_the_former_process_that_was_overtaken_is_made_good(world: World) -> None:
+    """Its remove arrives after the add of the process that followed: the ack tells."""
+    node = await world.start()
+    await node.commit([a_record(1)])
+    node.host.establish()
+    await node.survival.save()
+    await node.commit([], [a_record(1)])
+    ((_, late),) = node.host.run(0.5)
+    await commit_elsewhere(world.store, [a_record(1)])
+    world.clock.advance(10)
+    again = await world.start()
+    assert [edits(event.wire) for event in again.host.settle(5)] == [([], [a_record(1).rdata])]
+    again.host.acknowledge(late, OTHER)
+    assert again.host.settle(5) == []
+    assert not again.host.acknowledge(late)
+    assert [edits(event.wire) for event in again.host.settle(5)] == [([], [a_record(1).rdata])]
+    again.host.run(60)
+    again.host.acknowledge(late)
+    assert again.host.settle(5) == []
+
+
 async def test_a_change_within_the_window_at_the_crash_is_not_lost(world: World) -> None:
     node = await world.start()
     node.host.establish()
