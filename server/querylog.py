@@ -92,7 +92,7 @@ class QueryLog:
         return True
 
     def over(self, handle: Handle) -> Handle:
-        """`handle` for streams, each reply of which is offered."""
+        """`handle`, each reply of which is offered."""
 
         def told(wire: bytes, peer: Peer, send: Send) -> None:
             def send_and_offer(reply: bytes) -> None:

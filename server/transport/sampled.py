@@ -22,18 +22,10 @@ class SampledBatchListener(BatchListener):
         super()._take(count)
         for slot in self.queries.drawn(count):
             size = self._reply_sizes[slot]
-            if size:  # else it went the slow way, and was offered there
+            if size:  # else it went the slow way, whose replies are offered by its `handle`
                 start = self._starts[slot] - _ID
                 address = self._address(slot)
                 self.queries.tell(self._octets[start : start + size], "udp", address[0], address[1])
-
-    def _send_to(self, address: tuple[Any, ...], wire: bytes, origin: list[tuple[int, int, bytes]]) -> None:
-        super()._send_to(address, wire, origin)
-        self.queries.offer(wire, "udp", address[0], address[1])
-
-    def send(self, peer: Peer, wire: bytes) -> None:
-        """An event, which nobody asked for."""
-        super()._send_to((peer.address, peer.port), wire, [])
 
 
 class SampledPlainListener(PlainListener):

@@ -34,7 +34,7 @@ async def open_udp(
     if is_real and udp_batch.is_available():
         if queries is None:
             return udp_batch.BatchListener.open(number, address, port, handle, fast, metrics)
-        batches = sampled.SampledBatchListener.open(number, address, port, handle, fast, metrics)
+        batches = sampled.SampledBatchListener.open(number, address, port, queries.over(handle), fast, metrics)
         batches.queries = queries
         return batches
     if queries is None:
