@@ -409,10 +409,12 @@ class Gateway:
         answers: list[Answer] = []
         events: list[Event] = []
         while effects := self._table.take_effects():
+            installs: list[tuple[Install, bool]] = []
+            self._backend.hold()
             for effect in effects:
                 match effect:
                     case Install():
-                        self._install(effect)
+                        installs.append((effect, self._install(effect)))
                     case Restrict(number, filters):
                         self._backend.restrict(number, filters)
                     case Remove(number):
@@ -436,6 +438,7 @@ class Gateway:
                         answers.append(effect)
                     case _:
                         assert_never(effect)
+            self._finish_installs(installs)
         if (self._unsaved or self._must_save) and not await self._save():
             for changed in changes:
                 if changed.change is Change.CREATED:
@@ -449,7 +452,8 @@ class Gateway:
         if self._igd is not None and events:
             self._igd.changed(with_address=any(isinstance(event, AddressEvent) for event in events))
 
-    def _install(self, install: Install) -> None:
+    def _install(self, install: Install) -> bool:
+        """Have the back end carry a mapping from the next flush on; whether it can."""
         try:
             self._backend.install(install)
         except InstallRefusedError as refusal:
@@ -459,9 +463,22 @@ class Gateway:
                 if self._worker is None:
                     raise StartError(f"static mapping {where}: {refusal}") from None
                 self._log.warning("static mapping not possible", mapping=where, reason=str(refusal))
-            self._table.installed(install.number, False, now=self._system.monotonic())
-        else:
-            self._table.installed(install.number, True, now=self._system.monotonic())
+            return False
+        return True
+
+    def _finish_installs(self, installs: list[tuple[Install, bool]]) -> None:
+        """Have all changes of a round carried out, and tell the table how its installations ended."""
+        try:
+            self._backend.flush()
+        except InstallRefusedError as refusal:
+            self._log.error("mappings cannot be carried", reason=str(refusal))
+            for install, ok in installs:
+                if ok:
+                    self._backend.remove(install.number)
+            installs = [(install, False) for install, _ in installs]
+        now = self._system.monotonic()
+        for install, ok in installs:
+            self._table.installed(install.number, ok, now=now)
 
     def _send_answer(self, answer: Answer) -> None:
         ticket = answer.ticket

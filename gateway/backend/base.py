@@ -35,6 +35,15 @@ class Backend(Protocol):
         Raises `InstallRefusedError` if the port cannot be had there; nothing is left behind then.
         """
 
+    def hold(self) -> None:
+        """Gather what follows, to carry it out together at `flush`: an `install` may return before then."""
+
+    def flush(self) -> None:
+        """Carry out what was gathered. Raises `InstallRefusedError` if that cannot be done.
+
+        Every installation of the round is to be taken as refused then, and removed.
+        """
+
     def restrict(self, number: int, filters: tuple[Filter, ...]) -> None:
         """Let only these remote peers begin traffic from now on, everybody if none is named.
 

@@ -58,6 +58,8 @@ SETTLE_SECONDS = 0.2
 """Wait after somebody else's change: who flushes a ruleset mostly loads another one at once."""
 CLAIM_SECONDS = 1.0
 """How long elements of an earlier run wait for their mapping to be installed again."""
+TOGETHER = 256
+"""Changes committed in one transaction."""
 HEAR_TRIES = 4
 """Rounds of reading events while more keep coming; then the table is compared anyway."""
 FLOW_SECONDS = 0.05
@@ -86,6 +88,8 @@ class NftablesBackend:
         self._members: dict[int, list[Member]] = {}
         """What installations have in sets: filters and pinholes."""
         self._pinholes: dict[int, Key] = {}
+        self._held: list[ElementChange] | None = None
+        """Changes gathered between `hold` and `flush`."""
         self._by_outside: dict[Outside, int] = {}
         self._by_inside: dict[Inside, int] = {}
         self._left_over_inside: dict[Inside, Element] = {}
@@ -167,6 +171,18 @@ class NftablesBackend:
                 Pattern(Way.ORIGINAL, End.SENDER, element.inside.transport, element.inside.host, element.inside.port)
             )
         self._plan_flows()
+
+    def hold(self) -> None:
+        self._held = []
+
+    def flush(self) -> None:
+        held, self._held = self._held, None
+        try:
+            # The kernel answers each change of a message, and its buffers are bounded.
+            for at in range(0, len(held or ()), TOGETHER):
+                self._change((held or [])[at : at + TOGETHER])
+        except NftablesError as error:
+            raise InstallRefusedError(f"nftables: {error}") from error
 
     def restrict(self, number: int, filters: tuple[Filter, ...]) -> None:
         if number not in self._members:
@@ -274,6 +290,9 @@ class NftablesBackend:
 
     def _change(self, changes: list[ElementChange]) -> None:
         """Commit a change. Where the kernel refuses it, the table is not as we left it: it is put back whole."""
+        if self._held is not None:
+            self._held += changes
+            return
         assert self._netfilter is not None
         try:
             if not self._suspicion:

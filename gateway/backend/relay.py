@@ -100,6 +100,12 @@ class Relay:
             del self._installs[install.number]
             raise InstallRefusedError(error.strerror or str(error)) from error
 
+    def hold(self) -> None:
+        """Sockets are made one by one."""
+
+    def flush(self) -> None:
+        pass
+
     def restrict(self, number: int, filters: tuple[Filter, ...]) -> None:
         carrier = self._mappings.get(number)
         if carrier is not None:

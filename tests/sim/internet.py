@@ -113,6 +113,12 @@ class Lan:
         self.installed[install.number] = install
         self._by_port[place] = install
 
+    def hold(self) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
     def restrict(self, number: int, filters: tuple[Filter, ...]) -> None:
         assert not filters, "nobody asks for filters here"
 
