@@ -230,6 +230,12 @@ class LlqClient:
             if subscription.state not in (State.POLLING, State.STATIC):
                 self._enter(subscription, State.WAITING, "the channel closed")
 
+    def leave(self, *, now: Now) -> None:
+        """The driver takes another way: what the server holds for this one is given back, told once."""
+        for subscription in self._subscriptions.values():
+            if subscription.state in (State.ESTABLISHED, State.CHALLENGED):
+                self._cancel(subscription, subscription.llq_id, now)
+
     def place_changed(self, *, now: Now) -> None:
         """The way to us is another one (new outer address, a NAT that forgot): what goes the old way is lost.
 

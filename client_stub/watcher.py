@@ -260,6 +260,8 @@ class Watcher:
             self._flush()
             await asyncio.Event().wait()
         finally:
+            self._llq.leave(now=clock.both())
+            self._flush()
             self._send = None
             transport.abort()
             self._llq.channel_closed(now=clock.both())

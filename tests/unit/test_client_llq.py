@@ -494,3 +494,13 @@ def test_view_converges_over_a_bad_network(seed):
     wire.loss = 0.0
     wire.run_until(wire.time + 2 * 3600)
     assert (wire.state, wire.view) == (State.ESTABLISHED, wire.server.data), f"seed {seed}"
+
+
+def test_who_takes_another_way_gives_back_what_the_server_holds():
+    wire = Wire().open()
+    assert len(wire.server.established) == 1
+    wire.client.leave(now=wire.now)
+    wire.client.channel_closed(now=wire.now)
+    wire.run_until(30)
+    assert wire.server.established == {}
+    assert wire.view == {X}
