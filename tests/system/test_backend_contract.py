@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator
+from itertools import count
 
 import pytest
 
@@ -33,6 +34,8 @@ from tests.support.namespaces import (
 )
 
 CLOSED_SECONDS = 0.5
+FRESH_PORTS = count(41001)
+"""Of senders that are told apart by their port: the kernel remembers flows of an earlier test for a while."""
 
 
 @pytest.fixture(scope="module")
@@ -139,21 +142,22 @@ async def is_heard(inside: socket.socket, outside: socket.socket) -> bool:
 
 @pytest.mark.rfc("6887", "13.3")
 async def test_filters_let_in_whom_they_name(network: Network, backend: Backend) -> None:
+    known, unknown = next(FRESH_PORTS), next(FRESH_PORTS)
     with (
         network.udp(network.lan, LAN_HOST) as inside,
-        network.udp(network.wan, WAN_HOST, 40001) as friend,
-        network.udp(network.wan, WAN_HOST, 40002) as other,
+        network.udp(network.wan, WAN_HOST, known) as friend,
+        network.udp(network.wan, WAN_HOST, unknown) as other,
     ):
         here = Filter(f"{WAN_HOST}/32", 0)
-        install(backend, inside.getsockname(), filters=(Filter(f"{WAN_HOST}/32", 40001), Filter("203.0.113.0/24", 0)))
+        install(backend, inside.getsockname(), filters=(Filter(f"{WAN_HOST}/32", known), Filter("203.0.113.0/24", 0)))
         assert await is_heard(inside, friend)
         assert not await is_heard(inside, other)
         # Larger and smaller networks, with and without ports, one around the other.
-        backend.restrict(1, (Filter("198.51.0.0/16", 40003), Filter("198.0.0.0/8", 40001), here))
+        backend.restrict(1, (Filter("198.51.0.0/16", 40003), Filter("198.0.0.0/8", known), here))
         assert await is_heard(inside, other)
         assert await is_heard(inside, friend)
         # Who is out again is out at once, its flow included.
-        backend.restrict(1, (Filter(f"{WAN_HOST}/32", 40001),))
+        backend.restrict(1, (Filter(f"{WAN_HOST}/32", known),))
         await asyncio.sleep(CLOSED_SECONDS)
         assert not await is_heard(inside, other)
         assert await is_heard(inside, friend)
@@ -169,13 +173,14 @@ async def test_filters_let_in_whom_they_name(network: Network, backend: Backend)
 
 
 async def test_filters_for_connections(network: Network, backend: Backend) -> None:
+    known, unknown = next(FRESH_PORTS), next(FRESH_PORTS)
     loop = asyncio.get_running_loop()
     with (
         network.listener(network.lan, LAN_HOST) as server,
-        network.tcp(network.wan, WAN_HOST, 40001) as friend,
-        network.tcp(network.wan, WAN_HOST, 40002) as other,
+        network.tcp(network.wan, WAN_HOST, known) as friend,
+        network.tcp(network.wan, WAN_HOST, unknown) as other,
     ):
-        install(backend, server.getsockname(), Transport.TCP, filters=(Filter(f"{WAN_HOST}/32", 40001),))
+        install(backend, server.getsockname(), Transport.TCP, filters=(Filter(f"{WAN_HOST}/32", known),))
         await connect(friend, (WAN_ROUTER, PORT))
         with await accept(server) as inside:
             with pytest.raises((ConnectionRefusedError, ConnectionResetError)):
