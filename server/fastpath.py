@@ -14,7 +14,7 @@ begins to cap its TTL.
 """
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Final
 
 from protocol.constants import HEADER_OCTETS, MAX_LABEL_OCTETS, MAX_NAME_OCTETS, EdnsOption, Rcode, Type, is_meta_type
@@ -85,8 +85,9 @@ _ABSENT_EDNS: Final = (bytes.fromhex("8403 0001 0000 0001 0001"), bytes.fromhex(
 _PRESENT: Final = (bytes.fromhex("8400 0001"), bytes.fromhex("8500 0001"))
 _POINTERS: Final = tuple((0xC000 | at).to_bytes(2, "big") for at in range(HEADER_OCTETS + MAX_NAME_OCTETS))
 
-# Nodes, children and cuts of a zone, its apex, whether a wildcard is at the encloser, and the SOA RR less its owner.
-_Place = tuple[dict[bytes, bytes], dict[bytes, int], set[bytes], bytes, bool, bytes]
+# Of a zone: nodes, what tells of names here whether they have children, cuts, its apex; whether a wildcard is at the
+# encloser; the SOA RR less its owner.
+_Place = tuple[dict[bytes, bytes], Container[bytes], set[bytes], bytes, bool, bytes]
 
 
 class _Generation:
@@ -173,9 +174,9 @@ class _Traced(Zone):
             zone.soa_ttl,
             zone.member_id,
             zone.nodes,
-            zone.children,
             zone.cuts,
         )
+        self.children = zone.children
         self.now = now
         self.names: set[bytes] = set()
         self.rests_on_zone = False
@@ -422,7 +423,8 @@ class FastPath:
         soa = zone.soa
         ttl = min(zone.soa_ttl, soa_minimum(soa))
         rest = b"\x00\x06\x00\x01" + ttl.to_bytes(4, "big") + len(soa).to_bytes(2, "big") + soa
-        place = zone.nodes, zone.children, zone.cuts, apex, zone.exists(_WILDCARD + above), rest
+        children = zone.children.below(above_name)
+        place = zone.nodes, children, zone.cuts, apex, zone.exists(_WILDCARD + above), rest
         if above == above_name:
             if len(self._places) >= MAX_PLACES:
                 self._places.clear()

@@ -12,6 +12,7 @@ from protocol.constants import Type
 from protocol.name import parent
 from protocol.rdata import soa_with_serial
 from server.zone.census import Census
+from server.zone.children import Children
 from server.zone.model import RR, StoredRR
 from server.zone.node import (
     Node,
@@ -42,10 +43,13 @@ class Zone:
     soa_ttl: int
     member_id: int | None = None
     nodes: dict[bytes, bytes] = field(default_factory=dict)
-    children: dict[bytes, int] = field(default_factory=dict)  # existing names directly below, empty non-terminals too
+    children: Children = field(init=False)
     cuts: set[bytes] = field(default_factory=set)  # owners of NS below the apex, and of DNAME
     is_catalog: bool = False
     _census: Census | None = None
+
+    def __post_init__(self) -> None:
+        self.children = Children(self.apex)
 
     @property
     def census(self) -> Census:
@@ -96,13 +100,13 @@ class Zone:
         """Put one node in the place of what was at `key`, or take it away (None, or no records)."""
         if node is None or not node.rrsets:
             if self.nodes.pop(key, None) is not None:
-                self._unlink(key)
+                self.children.unlink(key, self.nodes)
                 if self._census is not None:
                     self._census.go(key)
             self.cuts.discard(key)
             return
         if key not in self.nodes:
-            self._link(key)
+            self.children.link(key, self.nodes)
             if self._census is not None:
                 self._census.come(key)
         self.nodes[key] = encode_node(key, node)
@@ -110,32 +114,6 @@ class Zone:
             self.cuts.add(key)
         elif self.cuts:
             self.cuts.discard(key)
-
-    def _link(self, key: bytes) -> None:
-        """Count a name that begins to exist at its parent, and so on up until one that existed already."""
-        children = self.children
-        if key in children:
-            return
-        while key != self.apex:
-            above = key[key[0] + 1 :]
-            count = children.get(above)
-            if count is not None:
-                children[above] = count + 1
-                return
-            children[above] = 1
-            if above in self.nodes:
-                return
-            key = above
-
-    def _unlink(self, key: bytes) -> None:
-        while key != self.apex and not (key in self.nodes or key in self.children):
-            above = parent(key)
-            left = self.children[above] - 1
-            if left:
-                self.children[above] = left
-                return
-            del self.children[above]
-            key = above
 
     def load(self, records: Iterable[StoredRR], watch: Callable[[bytes, int], None] | None = None) -> None:
         """Fill an empty zone from rows ordered by folded owner.
@@ -165,7 +143,7 @@ class Zone:
             earliest = earliest_lapse(node)
         else:
             self.nodes[key], earliest = encoded
-            self._link(key)
+            self.children.link(key, self.nodes)
             if self._census is not None:
                 self._census.come(key)
         if earliest and watch is not None:
