@@ -1,4 +1,4 @@
-"""How many existing names stand directly below each name of a zone: which empty non-terminals there are (RFC 4592 §2.2.2).
+"""How many existing names stand directly below each name of a zone, empty non-terminals too (RFC 4592 §2.2.2).
 
 Most names of a zone lie below a member's, and most members' names are shaped alike (`_autotunnel._udp.mac`). So what is
 below a member, the name directly below the apex, is told in one value by names relative to it, and members of one shape
