@@ -70,7 +70,8 @@ class _House:
 
     def __init__(self) -> None:
         self.clock, self.metrics = SystemClock(), Metrics()
-        self.zones, self.leases = Zones(), LeaseQueue()
+        self.zones = Zones()
+        self.leases = LeaseQueue(self.zones)
         zone = Zone(1, _APEX, 1, _SOA, 120)
         rows: dict[bytes, list[Any]] = {}
         for record in stored_records(HOSTS, int(time.time()) + 7200):

@@ -55,7 +55,8 @@ async def measure(names: int) -> dict[str, float]:
         store = await SqlStore.open(f"sqlite:///{Path(directory)}/homing.db")
         lapse_at = int(clock.lease()) - 1
         await fill(store, names, lapse_at)
-        zones, leases = Zones(), LeaseQueue()
+        zones = Zones()
+        leases = LeaseQueue(zones)
         changes: list[Change] = []
         for row in await store.load_zones():
             zones.add(await load_zone(store, row))

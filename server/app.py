@@ -115,7 +115,7 @@ class Server:
         self._rules: dict[bytes, tuple[Rule, ...]] = {}
         self._operations = 0
         self.policy = settings.policy.policy(from_text(settings.zone.name))
-        self.leases = LeaseQueue()
+        self.leases = LeaseQueue(self.zones)
         self._watch_change = on_change
         self.guard = Guard()
         self.fast = FastPath(self.zones, self.clock, self.metrics.requests, self.guard)

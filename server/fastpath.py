@@ -538,7 +538,7 @@ class FastPath:
 
         With 0, the last second before anything of the node lapses: only then may another type, or none, be there.
         """
-        position = 1 + blob[0]
+        position = 5 + blob[4]  # see `node`
         end = len(blob)
         until = FOREVER
         while position < end:

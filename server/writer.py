@@ -29,7 +29,7 @@ from server.system import Clock
 from server.zone.draft import Draft, commit_of, publish
 from server.zone.leases import LeaseQueue, lapse
 from server.zone.model import Actor, Change, Renewal, StoredRR, ZoneCommit
-from server.zone.node import Node, node_from_records
+from server.zone.node import node_from_records
 from server.zone.update import LeaseTerms, Update, UpdateError, apply_update, check_prerequisites, granted
 from server.zone.zone import Zone, Zones
 
@@ -273,11 +273,7 @@ class Writer:
         return draft
 
     def _lapse(self, batch: _Batch, now: int) -> None:
-        def node_of(apex: bytes, key: bytes) -> Node | None:
-            zone = self._zones.at(apex)
-            return zone.node(key) if zone else None
-
-        due = self._leases.take_due(now, MAX_LAPSES, node_of)
+        due = self._leases.take_due(now, MAX_LAPSES)
         by_zone: dict[bytes, list[bytes]] = {}
         for apex, key in due:
             by_zone.setdefault(apex, []).append(key)
@@ -451,13 +447,14 @@ class Writer:
         now = int(self._clock.lease())
         records = tuple(zone.records(now))
         self._zones.remove(zone.apex)
+        self._leases.forget(zone)
         self._on_change(Change(zone.apex, zone.serial, 0, now, Actor("operator"), records, ()))
         log.info("zone gone", zone=to_text(zone.apex))
 
 
 async def load_zone(reader: Reader, row: ZoneRow, leases: LeaseQueue | None = None) -> Zone:
     """Read one zone into memory; `leases` notes what will lapse."""
-    watch = None if leases is None else partial(leases.watch_at, row.apex)
+    watch = None if leases is None else partial(leases.loaded, row.apex)
     zone = Zone(row.id, row.apex, row.serial, row.soa, row.soa_ttl, row.member_id, is_catalog=row.kind == CATALOG)
     async for records in reader.load_records(row.id):
         zone.load(records, watch)

@@ -1,8 +1,9 @@
 """Reads of the SQL store, on one connection: raw rows, no ORM."""
 
 import itertools
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, Final, cast
 
 from sqlalchemy import Executable, bindparam, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -26,7 +27,7 @@ from server.store.packing import order_key, subtree_bounds, unpack_rrs
 from server.store.sealing import Sealer
 from server.zone.model import Actor, Change, Renewal, StoredRR
 
-CHUNK_RECORDS: Final = 20_000  # some 3 MiB a time; the loop gets its turn in between
+CHUNK_RECORDS: Final = 5_000  # some 1 MiB a time, which stays in the process; the loop gets its turn in between
 _IN_LIST: Final = 500  # names in one IN list; SQLite takes 32,766 parameters
 
 # Text, not Core: no type is known, so no per-value conversion stands between the driver's tuples and us.
@@ -75,8 +76,13 @@ class SqlReader:
             return
 
     async def _page(self, zone_id: int, after: bytes) -> list[StoredRR]:
-        rows = await self._rows(_PAGE, {"zone": zone_id, "after": after, "limit": CHUNK_RECORDS})
-        return list(map(StoredRR._make, rows))
+        wanted = {"zone": zone_id, "after": after, "limit": CHUNK_RECORDS}
+        if self._connection.dialect.name == "sqlite":  # the driver's own tuples: half the time of a start
+            driver: Any = (await self._connection.get_raw_connection()).driver_connection
+            rows = await driver.execute_fetchall(_PAGE.text, wanted)
+        else:
+            rows = await self._rows(_PAGE, wanted)
+        return list(map(_stored, rows))
 
     async def load_nodes(self, zone_id: int, owners: Iterable[bytes]) -> dict[bytes, list[StoredRR]]:
         found: dict[bytes, list[StoredRR]] = {}
@@ -217,6 +223,9 @@ class SqlReader:
             list(map(_subscription, rows)),
             {row.zone_id: row.serial for row in marks},
         )
+
+
+_stored: Final = cast("Callable[[Any], StoredRR]", partial(tuple.__new__, StoredRR))  # a third of the time of `_make`
 
 
 def _subscription(row: Any) -> SubscriptionRow:

@@ -6,23 +6,23 @@ one queued is queued again.
 """
 
 import heapq
-from collections.abc import Callable
 
 from protocol.name import fold
 from server.zone.draft import Draft
 from server.zone.node import Node, RRset, earliest_lapse
+from server.zone.zone import Zone, Zones
 
 
 class LeaseQueue:
     """Owners (zone apex, folded owner name) by the second at which to look at them, seconds since 1970.
 
-    One dictionary entry and one place in a list an owner: there may be a million.
+    One place in a list an owner: there may be a million. That it has one, and when, the zone knows (`Zone.look`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, zones: Zones) -> None:
+        self._zones = zones
         self._buckets: dict[tuple[int, bytes], list[bytes]] = {}  # owner names by moment and apex
         self._moments: list[tuple[int, bytes]] = []
-        self._queued: dict[bytes, dict[bytes, int]] = {}  # moments by apex and owner name
         self._count = 0
 
     def __len__(self) -> int:
@@ -31,32 +31,46 @@ class LeaseQueue:
 
     def watched(self) -> set[tuple[bytes, bytes]]:
         """All owners with a lease running."""
-        return {(apex, key) for apex, queued in self._queued.items() for key in queued}
+        return {(zone.apex, key) for zone in self._zones for key in zone.looked_at()}
 
     def watch(self, apex: bytes, key: bytes, node: Node | None) -> None:
-        """Note the leases of a node as it now stands."""
+        """Note the leases of a node as it now stands in its zone."""
         at = earliest_lapse(node) if node else 0
         if at:
             self.watch_at(apex, key, at)
 
     def watch_at(self, apex: bytes, key: bytes, at: int) -> None:
-        queued = self._queued.get(apex)
-        if queued is None:
-            queued = self._queued[apex] = {}
-        present = queued.get(key)
-        if present is None:
+        zone = self._zones.at(apex)
+        if zone is None:
+            return
+        present = zone.look(key)
+        if not present:
             self._count += 1
         elif present <= at:
             return
+        zone.set_look(key, at)
+        self._put(apex, key, at)
+
+    def loaded(self, apex: bytes, key: bytes, at: int) -> None:
+        """As `watch_at`, for a name of a zone that is being loaded, whose look is set."""
+        self._count += 1
+        self._put(apex, key, at)
+
+    def forget(self, zone: Zone) -> None:
+        """A zone that is no more takes its owners along."""
+        self._count -= sum(1 for _ in zone.looked_at())
+        kept = [place for place in self._moments if place[1] != zone.apex]
+        if len(kept) < len(self._moments):
+            self._moments = kept
+            heapq.heapify(self._moments)
+            self._buckets = {place: self._buckets[place] for place in kept}
+
+    def _put(self, apex: bytes, key: bytes, at: int) -> None:
         place = at, apex
         bucket = self._buckets.get(place)
         if bucket is None:
             bucket = self._buckets[place] = []
             heapq.heappush(self._moments, place)
-        elif bucket:
-            last = queued.get(bucket[-1])
-            at = last if last == at else at  # one number object for all of a bucket
-        queued[key] = at
         bucket.append(key)
 
     def next_moment(self) -> int | None:
@@ -65,16 +79,14 @@ class LeaseQueue:
 
     def due_by(self, moment: int) -> int:
         """How many owners are to be looked at until then: those whose lease may end, refreshed ones among them."""
-        return sum(
-            self._queued[apex].get(key) == at
-            for at, apex in self._moments
-            if at <= moment
-            for key in self._buckets[at, apex]
-        )
+        found = 0
+        for at, apex in self._moments:
+            zone = self._zones.at(apex) if at <= moment else None
+            if zone is not None:
+                found += sum(zone.look(key) == at for key in self._buckets[at, apex])
+        return found
 
-    def take_due(
-        self, now: int, limit: int, node_of: Callable[[bytes, bytes], Node | None]
-    ) -> list[tuple[bytes, bytes]]:
+    def take_due(self, now: int, limit: int) -> list[tuple[bytes, bytes]]:
         """At most `limit` owners with a record lapsed at `now`; those refreshed meanwhile are queued again.
 
         No more than twice as many are looked at, so that a crowd which was refreshed holds nobody up either: while
@@ -85,15 +97,15 @@ class LeaseQueue:
         looks = 2 * limit
         while self._moments and self._moments[0][0] <= now and len(due) < limit and looks:
             place = moment, apex = self._moments[0]
-            bucket, queued = self._buckets[place], self._queued[apex]
+            bucket, zone = self._buckets[place], self._zones.at(apex)
             while bucket and len(due) < limit and looks:
                 looks -= 1
                 key = bucket.pop()
-                if queued.get(key) != moment:
+                if zone is None or zone.look(key) != moment:
                     continue
-                del queued[key]
+                zone.set_look(key, 0)
                 self._count -= 1
-                node = node_of(apex, key)
+                node = zone.node(key)
                 at = earliest_lapse(node) if node else 0
                 if at and at <= now:
                     due.append((apex, key))

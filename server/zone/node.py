@@ -1,6 +1,7 @@
 """One owner name's RRsets as one `bytes` object: what a million records cost in memory is decided here.
 
-owner length u8 (0: the folded key is the owner's own case) | owner
+look u32: when the lease queue looks at the name next, seconds since 1970, 0 for never
+case length u8 | case: which octets of the folded owner came in upper case, a bit each, the first octet's lowest
 per RRset: type u16 | TTL u32 | count u16 | count times: expires u32 (0 permanent), RDLENGTH u16, rdata
 """
 
@@ -13,7 +14,15 @@ from server.zone.model import StoredRR
 _RRSET: Final = struct.Struct("!HIH")
 _RR: Final = struct.Struct("!IH")
 _ONE: Final = struct.Struct("!HIHIH")  # both, of an RRset with one record
+_LOOK: Final = struct.Struct("!I")
+_CASE: Final = _LOOK.size  # where the length of the case stands
+_RRSETS: Final = _CASE + 1  # with it, where the RRsets begin
+_LOWER_HEAD: Final = b"\0"
+_UPPER: Final = bytes(ord("1") if 65 <= octet <= 90 else ord("0") for octet in range(256))
+_CASE_BIT: Final = bytes(32 if octet == ord("1") else 0 for octet in range(256))
+NEVER: Final = bytes(_LOOK.size)
 PERMANENT: Final = 0
+_SELDOM: Final = (2, 39)  # NS and DNAME: the zone must know of them
 
 
 class RRset(NamedTuple):
@@ -46,9 +55,32 @@ class Node(NamedTuple):
     rrsets: dict[int, RRset]
 
 
-def encode_node(key: bytes, node: Node) -> bytes:
-    """The blob of a node. `key` is the folded owner."""
-    out = [b"\0" if node.owner == key else bytes((len(node.owner),)) + node.owner]
+def look_of(blob: bytes) -> int:
+    """When the lease queue looks at the name next."""
+    return int.from_bytes(blob[:_CASE], "big")
+
+
+def with_look(blob: bytes, at: int) -> bytes:
+    return _LOOK.pack(at) + blob[_CASE:]
+
+
+def _case_head(owner: bytes) -> bytes:
+    """Length and case of an owner that is not all lower."""
+    bits = int(owner.translate(_UPPER)[::-1], 2)
+    size = (bits.bit_length() + 7) // 8
+    return (size | bits << 8).to_bytes(size + 1, "little")
+
+
+def _owner(key: bytes, case: bytes) -> bytes:
+    marks = f"{int.from_bytes(case, 'little'):b}".encode()[::-1].translate(_CASE_BIT)
+    size = len(marks)
+    raised = int.from_bytes(key[:size], "little") ^ int.from_bytes(marks, "little")
+    return raised.to_bytes(size, "little") + key[size:]
+
+
+def encode_node(key: bytes, node: Node, look: bytes = NEVER) -> bytes:
+    """The blob of a node. `key` is the folded owner, `look` what its blob begins with."""
+    out = [look, _LOWER_HEAD if node.owner == key else _case_head(node.owner)]
     for rtype, ttl, rdatas, expires in node.rrsets.values():
         if len(rdatas) == 1:  # most RRsets
             rdata = rdatas[0]
@@ -60,30 +92,34 @@ def encode_node(key: bytes, node: Node) -> bytes:
     return b"".join(out)
 
 
-def encode_rows(key: bytes, rows: Sequence[tuple[bytes, int, int, bytes, int | None]]) -> tuple[bytes, int] | None:
+def encode_rows(
+    key: bytes, rows: Sequence[tuple[bytes, int, int, bytes, int | None]], *, is_watched: bool
+) -> tuple[bytes, int] | None:
     """The blob of stored rows of one owner and the first moment one lapses, 0 for none; what loading a zone takes.
 
-    Only for rows of which no two have the same type, as most names have them; None for others.
+    Only for rows of which no two have the same type, as most names have them, and none cuts the zone; None for others.
+    `is_watched`: the lease queue looks at it at that moment.
     """
     owner = rows[0][0]
-    out = [b"\0" if owner == key else bytes((len(owner),)) + owner]
+    out = [NEVER, _LOWER_HEAD if owner == key else _case_head(owner)]
     earliest = previous = 0
     for _, rtype, ttl, rdata, expires_at in rows:
-        if rtype <= previous:
+        if rtype <= previous or rtype in _SELDOM:
             return None
         previous = rtype
-        at = expires_at or PERMANENT
-        if at and (at < earliest or not earliest):
-            earliest = at
-        out += (_ONE.pack(rtype, ttl, 1, at, len(rdata)), rdata)
+        if expires_at and (expires_at < earliest or not earliest):
+            earliest = expires_at
+        out += (_ONE.pack(rtype, ttl, 1, expires_at or PERMANENT, len(rdata)), rdata)
+    if is_watched and earliest:
+        out[0] = _LOOK.pack(earliest)
     return b"".join(out), earliest
 
 
 def decode_node(key: bytes, blob: bytes) -> Node:
     """Take a blob apart again."""
-    size = blob[0]
-    position = 1 + size
-    owner = blob[1:position] if size else key
+    size = blob[_CASE]
+    position = _RRSETS + size
+    owner = _owner(key, blob[_RRSETS:position]) if size else key
     rrsets: dict[int, RRset] = {}
     end = len(blob)
     while position < end:
@@ -109,7 +145,7 @@ def decode_node(key: bytes, blob: bytes) -> Node:
 
 def find_rrset(blob: bytes, wanted: int) -> RRset | None:
     """One RRset out of a blob without decoding the others."""
-    position = 1 + blob[0]
+    position = _RRSETS + blob[_CASE]
     end = len(blob)
     while position < end:
         rtype, ttl, count = _RRSET.unpack_from(blob, position)

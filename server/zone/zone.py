@@ -6,6 +6,8 @@ transfer) copies the index first. The SOA stands apart from the apex node becaus
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from typing import Final
 
 from protocol.constants import Type
@@ -15,6 +17,7 @@ from server.zone.census import Census
 from server.zone.children import Children
 from server.zone.model import RR, StoredRR
 from server.zone.node import (
+    NEVER,
     Node,
     RRset,
     decode_node,
@@ -22,11 +25,13 @@ from server.zone.node import (
     encode_node,
     encode_rows,
     find_rrset,
+    look_of,
     node_from_records,
+    with_look,
 )
 
 _NS, _DNAME = int(Type.NS), int(Type.DNAME)
-_CUTTING: Final = (_NS, _DNAME)
+_OWNER: Final = itemgetter(0)
 
 
 @dataclass(slots=True)
@@ -46,6 +51,7 @@ class Zone:
     children: Children = field(init=False)
     cuts: set[bytes] = field(default_factory=set)  # owners of NS below the apex, and of DNAME
     is_catalog: bool = False
+    _gone: dict[bytes, bytes] = field(default_factory=dict)  # when the lease queue looks for names that are no more
     _census: Census | None = None
 
     def __post_init__(self) -> None:
@@ -99,48 +105,78 @@ class Zone:
     def put(self, key: bytes, node: Node | None) -> None:
         """Put one node in the place of what was at `key`, or take it away (None, or no records)."""
         if node is None or not node.rrsets:
-            if self.nodes.pop(key, None) is not None:
+            blob = self.nodes.pop(key, None)
+            if blob is not None:
+                if not blob.startswith(NEVER):
+                    self._gone[key] = blob[: len(NEVER)]
                 self.children.unlink(key, self.nodes)
                 if self._census is not None:
                     self._census.go(key)
             self.cuts.discard(key)
             return
-        if key not in self.nodes:
+        blob = self.nodes.get(key)
+        if blob is None:
             self.children.link(key, self.nodes)
             if self._census is not None:
                 self._census.come(key)
-        self.nodes[key] = encode_node(key, node)
+            look = self._gone.pop(key, NEVER) if self._gone else NEVER
+        else:
+            look = blob[: len(NEVER)]
+        self.nodes[key] = encode_node(key, node, look)
         if _DNAME in node.rrsets or (_NS in node.rrsets and key != self.apex):
             self.cuts.add(key)
         elif self.cuts:
             self.cuts.discard(key)
 
+    def look(self, key: bytes) -> int:
+        """When the lease queue looks at a folded name next, seconds since 1970; 0 for never.
+
+        It stands here because a dictionary of a million names would take as much as a tenth of the zone.
+        """
+        blob = self.nodes.get(key)
+        return look_of(self._gone.get(key, NEVER) if blob is None else blob)
+
+    def set_look(self, key: bytes, at: int) -> None:
+        blob = self.nodes.get(key)
+        if blob is not None:
+            self.nodes[key] = with_look(blob, at)
+        elif at:
+            self._gone[key] = at.to_bytes(len(NEVER), "big")
+        else:
+            self._gone.pop(key, None)
+
+    def looked_at(self) -> Iterator[bytes]:
+        """The names that the lease queue will look at."""
+        yield from (key for key, blob in self.nodes.items() if not blob.startswith(NEVER))
+        yield from self._gone
+
     def load(self, records: Iterable[StoredRR], watch: Callable[[bytes, int], None] | None = None) -> None:
         """Fill an empty zone from rows ordered by folded owner.
 
-        `watch` hears of each folded owner name with a lease, and when the first of them ends.
+        `watch` hears of each folded owner name with a lease, and when the first of them ends: its next look.
         """
         pending: list[StoredRR] = []
-        current = owner = b""
-        for record in records:
-            if record[0] != owner:
-                owner = record[0]
-                key = owner.lower()
-                if key != current:
-                    if pending:
-                        self._store(current, pending, watch)
-                        pending = []
-                    current = key
-            pending.append(record)
+        current = b""
+        for owner, group in groupby(records, _OWNER):
+            key = owner.lower()
+            if key != current:
+                if pending:
+                    self._store(current, pending, watch)
+                current = key
+                pending = list(group)
+            else:
+                pending += group
         if pending:
             self._store(current, pending, watch)
 
     def _store(self, key: bytes, records: list[StoredRR], watch: Callable[[bytes, int], None] | None) -> None:
-        encoded = encode_rows(key, records)
-        if encoded is None or key in self.nodes or any(rr[1] in _CUTTING for rr in records):
+        encoded = encode_rows(key, records, is_watched=watch is not None)
+        if encoded is None or key in self.nodes:
             node = node_from_records(records)
             self.put(key, node)
             earliest = earliest_lapse(node)
+            if earliest and watch is not None:
+                self.set_look(key, earliest)
         else:
             self.nodes[key], earliest = encoded
             self.children.link(key, self.nodes)

@@ -512,7 +512,7 @@ class Core:
         self.clock = ManualClock() if time is None else LoopClock(time)
         self.zones = Zones(zones)
         self.store = TableStore()
-        self.leases = LeaseQueue()
+        self.leases = LeaseQueue(self.zones)
         for zone in self.zones:
             self.store.hold(zone)
             for owner_key in zone.nodes:

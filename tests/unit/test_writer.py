@@ -514,11 +514,12 @@ def test_what_is_loaded_after_a_restart_is_what_was_answered_before() -> None:
         (row,) = await store.load_zones()
         zone = await load_zone(store, row)
         changes: list[Change] = []
+        zones = Zones([zone])
         writer = Writer(
-            zones=Zones([zone]),
+            zones=zones,
             store=store,
             clock=ManualClock(),
-            leases=LeaseQueue(),
+            leases=LeaseQueue(zones),
             limits=LeaseSettings(),
             metrics=Metrics(),
             on_change=changes.append,
