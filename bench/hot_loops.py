@@ -17,14 +17,22 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import structlog
 from sqlalchemy.dialects import sqlite
 
-from bench.data import FLEET, FLEET_KEY_NAME, HOSTS, KEY_NAME, KEY_SECRET, ZONE, fleet_owner, host_records
-from bench.data import stored_records
+from bench.data import (
+    FLEET,
+    FLEET_KEY_NAME,
+    HOSTS,
+    KEY_NAME,
+    KEY_SECRET,
+    ZONE,
+    fleet_owner,
+    host_records,
+    stored_records,
+)
 from bench.peers import SERVER_CPU
 from homing import collector
 from protocol.constants import Class, Opcode, Type
@@ -99,7 +107,9 @@ class _House:
         )  # fmt: skip
 
 
-def _update(number: int, owner: bytes, key: Key, addresses: tuple[bytes, bytes], lease: int | None, *, replace: bool) -> bytes:
+def _update(
+    number: int, owner: bytes, key: Key, addresses: tuple[bytes, bytes], lease: int | None, *, replace: bool
+) -> bytes:
     kinds = (Type.A, Type.AAAA)
     deletes = [(owner, kind, Class.ANY, 0, b"") for kind in kinds] if replace else []
     adds = [(owner, kind, Class.IN, 120, rdata) for kind, rdata in zip(kinds, addresses, strict=True)]
