@@ -265,10 +265,11 @@ def _position(rrset: RRset, rdata: bytes) -> int:
 
 def _set_soa(draft: Draft, op: UpdateOp) -> None:
     """An SOA moves the zone only forward and only at the apex; else it is ignored (RFC 2136 §3.4.2.2)."""
-    if op.key == draft.apex and is_newer(soa_serial(op.rdata), draft.serial):
+    serial = soa_serial(op.rdata) or 1  # never 0, which means "no serial" in a Change
+    if op.key == draft.apex and is_newer(serial, draft.serial):
         draft.soa_template = op.rdata
         draft.soa_ttl = op.ttl
-        draft.serial = soa_serial(op.rdata) or 1  # never 0, which means "no serial" in a Change
+        draft.serial = serial
 
 
 def _delete_rr(draft: Draft, op: UpdateOp) -> None:

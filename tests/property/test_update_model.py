@@ -138,7 +138,7 @@ class Model:
             return
         data = canonical(op.rtype, op.rdata)
         if op.rtype == Type.SOA:
-            if op.rclass == Class.IN and owner == APEX and newer(soa_serial(op.rdata), self.serial):
+            if op.rclass == Class.IN and owner == APEX and newer(soa_serial(op.rdata) or 1, self.serial):
                 self.soa, self.soa_ttl, self.serial = op.rdata, op.ttl, soa_serial(op.rdata) or 1
             return
         ttl, rows = self.sets.get(key, (op.ttl, {}))
