@@ -1,4 +1,4 @@
-"""Many light machines around the real server (`fleet.py`), a few seeds of them; and proof that the checks bite.
+"""Many light machines around the real server (`fleet/`), a few seeds of them; and proof that the checks bite.
 
 `make sim SEEDS=200` runs many at full size; `HOMING_FLEET_SEEDS=20 pytest tests/sim/test_fleet.py` some at this one.
 """
@@ -15,7 +15,7 @@ from server.push.events import NOTHING, make_plan
 from server.push.llq_machine import LlqMachine
 from server.push.survival import Survival
 from server.store.api import Subscriptions
-from tests.sim import fleet
+from tests.sim.fleet import life
 
 SEEDS = int(os.environ.get("HOMING_FLEET_SEEDS", "2"))
 HOSTS = 60
@@ -24,13 +24,13 @@ DAYS = 0.4  # a storm and its quiet
 
 @pytest.mark.parametrize("seed", range(1, 1 + SEEDS))
 def test_a_storm_and_its_quiet(seed: int) -> None:
-    counts = fleet.run(seed, HOSTS, DAYS)
+    counts = life.run(seed, HOSTS, DAYS)
     for what in ("restored", "retransmissions", "events", "answers checked", "unseen changes"):
         assert counts[what] > 0, what
 
 
 def test_the_same_seed_is_the_same_fleet() -> None:
-    assert fleet.run(7, 20, 0.4) == fleet.run(7, 20, 0.4)
+    assert life.run(7, 20, 0.4) == life.run(7, 20, 0.4)
 
 
 def _only_adds(name: bytes, rtype: int, sure: Any, maybe: Any, ttls: Any, zone: Any, room: int) -> Any:
@@ -95,8 +95,8 @@ def test_the_checks_bite(mutation: str) -> None:
             stack.enter_context(patch(target, replacement))
         for seed in range(1, 9):
             try:
-                fleet.run(seed, 30, 0.4)
-            except fleet.Violated as violated:
+                life.run(seed, 30, 0.4)
+            except life.Violated as violated:
                 found.append(str(violated))
                 if re.search(complaint, found[-1]):
                     return
