@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     arguments = parser.parse_args()
     failed = 0
-    with ProcessPoolExecutor(arguments.jobs, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(arguments.jobs) as pool:
         works = [
             pool.submit(report, seed, arguments.hosts, arguments.days)
             for seed in range(arguments.first, arguments.first + arguments.seeds)

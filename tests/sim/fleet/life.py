@@ -17,6 +17,7 @@ from tests.sim.fleet.world import Fleet, Store
 from tests.sim.world import EXPECTED_ERRORS, nothing
 
 SAVE_SECONDS: Final = 3.0  # less often than the product: a crash finds more that was not written
+QUIET_SAVE_SECONDS: Final = 60.0  # nothing crashes then
 YOUNG_OBJECTS: Final = 50_000  # allocated between two looks for cycles: there are few
 
 
@@ -30,7 +31,8 @@ async def _live(fleet: Fleet, days: float) -> None:
     fleet.check()
     for _ in range(max(1, round(2 * days))):
         await troubles.storm(STORM_SECONDS)
-        await fleet.quiet()
+        with patch("server.app.SAVE_SECONDS", QUIET_SAVE_SECONDS):
+            await fleet.quiet()
         if fleet.violations:
             break
     await fleet.stop_server()
@@ -84,8 +86,9 @@ def run(seed: int, hosts: int, days: float) -> Counter[str]:
 
 
 def report(seed: int, hosts: int, days: float) -> tuple[bool, str]:
-    """In a process of its own: whether the seed was good, and a line on it."""
+    """In a process for such work alone: whether the seed was good, and a line on it."""
     began = time.process_time()
+    gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS, 20, 20)
     try:

@@ -20,7 +20,7 @@ from tests.support.zones import row_key
 
 OPERATOR: Final = ("198.51.100.251", 4000)
 STORM_SECONDS: Final = 3 * 3600.0
-TROUBLES_A_MACHINE: Final = 0.8  # of a storm
+TROUBLES_A_MACHINE: Final = 0.7  # of a storm
 SERVER_TROUBLE_SECONDS: Final = 1200.0  # from one to the next
 ASKED_SHARE: Final = 0.3  # of machines that crash: somebody asks for them when their records lapse
 
@@ -93,7 +93,9 @@ class Troubles:
         machine.crash()
         if rng.random() < ASKED_SHARE:
             self._ask_when_lapsing(machine)
-        pause = rng.choice((rng.uniform(0.0, 5.0), rng.uniform(0.0, 600.0), rng.uniform(0.9, 1.3) * machine.update_lease))
+        pause = rng.choice(
+            (rng.uniform(0.0, 5.0), rng.uniform(0.0, 600.0), rng.uniform(0.9, 1.3) * machine.update_lease)
+        )
         fleet.loop.after(LATE_SECONDS + pause, fleet.wake_up, machine)
 
     def _ask_when_lapsing(self, machine: Machine) -> None:

@@ -196,7 +196,7 @@ class Fleet:
             machine.start()
 
     async def quiet(self) -> None:
-        """Longer than anybody watches without asking again: whoever was given up has noticed, and what crashed is gone."""
+        """Longer than anybody watches without asking again: whoever was given up has noticed."""
         seconds = WATCH_LEASES[1] + SETTLED_SECONDS
         self.check_at = self.now + seconds
         await asyncio.sleep(seconds)
