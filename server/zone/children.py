@@ -5,7 +5,7 @@ below a member, the name directly below the apex, is told in one value by names 
 have one value in common. A member with many names has a dictionary of its own.
 """
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from functools import lru_cache
 from typing import Final
 
@@ -14,6 +14,7 @@ Counts = dict[bytes, int]
 
 MAX_SHARED: Final = 128  # octets of a shape and children of a name; beyond it a member has counts of its own
 _SHAPES: Final = 1024
+_MAX_RUN: Final = 16
 _NOTHING: Final = b""
 
 
@@ -78,6 +79,39 @@ class Children:
                 return
             self.members[member] = counts = counts.copy()
         _link(counts, key[below:at], key[top:at])
+
+    def link_all(self, keys: Iterable[bytes], nodes: Container[bytes]) -> None:
+        """As `link` for many, all in `nodes` already: the names of a member at one go."""
+        start = self._apex_octets
+        runs: dict[bytes, list[bytes]] = {}
+        for key in keys:
+            at = -1
+            end = 0
+            stop = len(key) - start
+            while end < stop:
+                at = end
+                end += key[end] + 1
+            if at >= 0:
+                member = key[at:]
+                run = runs.get(member)
+                if run is None:
+                    runs[member] = [key]
+                else:
+                    run.append(key)
+        for member, run in runs.items():
+            if len(run) > _MAX_RUN or member in self.members or member in nodes or not self._link_run(member, run):
+                for key in sorted(run, key=len):  # a name before those below it, which rest on its being counted
+                    self.link(key, nodes)
+
+    def _link_run(self, member: bytes, run: list[bytes]) -> bool:
+        """Whether a member that is new is done: no name of it has others below it."""
+        at = -len(member)
+        shape, above = _shape_of(tuple([key[key[0] + 1 : at] for key in run]))
+        if not shape or not above.isdisjoint([key[:at] for key in run]):
+            return False
+        self.members[member] = shape
+        self.at_apex += 1
+        return True
 
     def unlink(self, key: bytes, nodes: Container[bytes]) -> None:
         """Discount a name whose records are gone, unless names below keep it, and so on up."""
@@ -172,6 +206,22 @@ def _linked(shape: bytes, below: bytes, top: bytes) -> bytes | None:
     _link(counts, below, top)
     made = _packed(counts)
     return None if made is None else _one(made)
+
+
+@lru_cache(_SHAPES)
+def _shape_of(parents: tuple[bytes, ...]) -> tuple[bytes, frozenset[bytes]]:
+    """What a member becomes by names with these parents of which none has children, and the names above them.
+
+    No shape when it is more than one holds.
+    """
+    counts: Counts = {}
+    for below in parents:
+        top = below
+        while top and top not in counts:
+            top = top[top[0] + 1 :]
+        _link(counts, below, top)
+    made = _packed(counts)
+    return (b"" if made is None else _one(made)), frozenset(counts)
 
 
 @lru_cache(_SHAPES)

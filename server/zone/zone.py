@@ -151,27 +151,32 @@ class Zone:
         yield from self._gone
 
     def load(self, records: Iterable[StoredRR], watch: Callable[[bytes, int], None] | None = None) -> None:
-        """Fill an empty zone from rows ordered by folded owner.
+        """Fill a zone from rows of names that it does not have, those of a name side by side.
 
         `watch` hears of each folded owner name with a lease, and when the first of them ends: its next look.
         """
+        fresh: list[bytes] = []
         pending: list[StoredRR] = []
         current = b""
         for owner, group in groupby(records, _OWNER):
             key = owner.lower()
             if key != current:
                 if pending:
-                    self._store(current, pending, watch)
+                    self._store(current, pending, fresh, watch)
                 current = key
                 pending = list(group)
             else:
                 pending += group
         if pending:
-            self._store(current, pending, watch)
+            self._store(current, pending, fresh, watch)
+        self._count(fresh)
 
-    def _store(self, key: bytes, records: list[StoredRR], watch: Callable[[bytes, int], None] | None) -> None:
+    def _store(
+        self, key: bytes, records: list[StoredRR], fresh: list[bytes], watch: Callable[[bytes, int], None] | None
+    ) -> None:
         encoded = encode_rows(key, records, is_watched=watch is not None)
         if encoded is None or key in self.nodes:
+            self._count(fresh)
             node = node_from_records(records)
             self.put(key, node)
             earliest = earliest_lapse(node)
@@ -179,11 +184,16 @@ class Zone:
                 self.set_look(key, earliest)
         else:
             self.nodes[key], earliest = encoded
-            self.children.link(key, self.nodes)
-            if self._census is not None:
-                self._census.come(key)
+            fresh.append(key)
         if earliest and watch is not None:
             watch(key, earliest)
+
+    def _count(self, fresh: list[bytes]) -> None:
+        self.children.link_all(fresh, self.nodes)
+        if self._census is not None:
+            for key in fresh:
+                self._census.come(key)
+        fresh.clear()
 
     def records(self, now: int) -> Iterator[RR]:
         """Every record not lapsed at `now`, SOA first: what a transfer sends."""

@@ -57,3 +57,21 @@ def test_a_name_below_the_apex_is_looked_up_among_the_members() -> None:
     assert b"\x03mac" + MEMBER not in index.children.below(MEMBER)
     index.add(b"\x04_udp\x03mac" + MEMBER)
     assert b"\x03mac" + MEMBER in index.children.below(MEMBER)
+
+
+def test_names_linked_together_are_counted_as_one_by_one() -> None:
+    shapes = (
+        (b"\x06laptop", b"\x0b_autotunnel\x04_udp\x06laptop"),
+        (b"\x01a", b"\x01b\x01a", b"\x01c\x01x\x01b\x01a"),
+        (b"", b"\x01a"),
+        (b"\x01x\x01y\x01z",),
+        tuple(b"\x02%02d\x01m" % number for number in range(20)),
+    )
+    members = [(b"\x02%02d" % number + APEX, shape) for number, shape in enumerate(shapes * 2)]
+    keys = [label + member for member, shape in members for label in shape]
+    single, together = Index(), Index()
+    single.add(*keys)
+    for part in ([APEX, *keys[:5]], keys[:4:-1]):  # in any order, a member's names in more than one part
+        together.nodes.update(part)
+        together.children.link_all(part, together.nodes)
+    assert dict(together.children.items()) == dict(single.children.items())
