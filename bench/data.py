@@ -1,4 +1,4 @@
-"""The zone and the questions every row shares: 5,000 members' machines, 20,000 records."""
+"""The zone and the questions every row shares: 5,000 members' machines, 20,000 records; and one member with many."""
 
 import random
 import struct
@@ -16,7 +16,7 @@ KEY_NAME: Final = "bench.members.example."
 KEY_SECRET: Final = bytes(range(32))
 HOSTS: Final = 5000
 FLEET_KEY_NAME: Final = "fleet.members.example."  # the key of one member with many machines; same secret
-FLEET: Final = 2000
+FLEET: Final = 20_000  # so many that each is refreshed less than once a second: a second time would change nothing
 
 
 def host_records(number: int) -> list[tuple[str, int, str, bytes]]:
@@ -39,6 +39,11 @@ def host_records(number: int) -> list[tuple[str, int, str, bytes]]:
     ]
 
 
+def fleet_size(hosts: int) -> int:
+    """Machines of the member `fleet` in a zone of so many hosts: small zones have a small one."""
+    return min(FLEET, 4 * hosts)
+
+
 def fleet_owner(number: int) -> str:
     """A machine of the member `fleet`; its records are those of the host of that number under this name."""
     return f"machine{number}.{FLEET_KEY_NAME}"
@@ -53,7 +58,7 @@ def stored_records(hosts: int, lapse_at: int | None = None) -> Iterator[StoredRR
     for number in range(hosts):
         for owner, rtype, _, rdata in host_records(number):
             yield StoredRR(from_text(owner), rtype, 120, rdata, None)
-    for number in range(FLEET):
+    for number in range(fleet_size(hosts)):
         for owner, rtype, _, rdata in fleet_records(number):
             yield StoredRR(from_text(owner), rtype, 120, rdata, lapse_at)
 
@@ -65,7 +70,7 @@ def write_master_file(file: Path, hosts: int, address: str) -> None:
         for number in range(hosts):
             for owner, rtype, rdata, _ in host_records(number):
                 out.write(f"{owner} {Type(rtype).name} {rdata}\n")
-        for number in range(FLEET):
+        for number in range(fleet_size(hosts)):
             for owner, rtype, rdata, _ in fleet_records(number):
                 out.write(f"{owner} {Type(rtype).name} {rdata}\n")
 

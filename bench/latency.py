@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from bench.data import FLEET, FLEET_KEY_NAME, KEY_SECRET, fleet_owner, write_repeated_queries
+from bench.data import FLEET_KEY_NAME, KEY_SECRET, fleet_owner, fleet_size, write_repeated_queries
 from bench.load_zone import fill_database
 from bench.peers import ADDRESS, LOAD_CPU, SERVER_CPU, free_port
 from bench.updates import LEASE, write_changes
@@ -167,7 +167,7 @@ def queries_beside_updates(directory: Path, hosts: int) -> dict[str, Millisecond
         server = _Server(stack, directory, hosts)
         asked, changed = directory / "queries", directory / "changes"
         write_repeated_queries(asked, hosts)
-        write_changes(changed, [fleet_owner(number) for number in range(FLEET)])
+        write_changes(changed, [fleet_owner(number) for number in range(fleet_size(hosts))])
         names = [line.split()[0] for line in asked.read_text().splitlines()]
         idle = _round_trips(server.port, names)
         key = f"hmac-sha256:{FLEET_KEY_NAME}:{base64.b64encode(KEY_SECRET).decode()}"

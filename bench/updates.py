@@ -12,7 +12,7 @@ from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Final
 
-from bench.data import FLEET, FLEET_KEY_NAME, KEY_NAME, KEY_SECRET, ZONE, fleet_owner, host_records
+from bench.data import FLEET_KEY_NAME, KEY_NAME, KEY_SECRET, ZONE, fleet_owner, fleet_size, host_records
 from bench.peers import ADDRESS, LOAD_CPU
 
 SECONDS: Final = 5
@@ -47,12 +47,11 @@ def write_same(file: Path, hosts: int, seed: int = 4) -> None:
             out.write(f"{ZONE}\nadd {address[0]} 120 A {address[2]}\nadd {inner[0]} 120 AAAA {inner[2]}\nsend\n")
 
 
-def write_refreshes(file: Path, seed: int = 5) -> None:
-    """The same for the machines of one member."""
+def write_refreshes(file: Path, fleet: int, seed: int = 5) -> None:
+    """The same for the machines of one member, each once before the first comes again."""
     rng = random.Random(seed)
     with file.open("w") as out:
-        for _ in range(20_000):
-            number = rng.randrange(FLEET)
+        for number in rng.sample(range(fleet), fleet):
             address, inner = host_records(number)[:2]
             owner = fleet_owner(number)
             out.write(f"{ZONE}\nadd {owner} 120 A {address[2]}\nadd {owner} 120 AAAA {inner[2]}\nsend\n")
@@ -81,10 +80,10 @@ def _admin_file(work: Path, hosts: int) -> Path:
     return file
 
 
-def _member_file(work: Path) -> Path:
+def _member_file(work: Path, hosts: int) -> Path:
     file = work / "member-changes.txt"
     if not file.exists():
-        write_changes(file, [fleet_owner(number) for number in range(FLEET)])
+        write_changes(file, [fleet_owner(number) for number in range(fleet_size(hosts))])
     return file
 
 
@@ -97,11 +96,11 @@ def updates_400(port: int, work: Path, hosts: int) -> float:
 
 
 def member_40(port: int, work: Path, hosts: int) -> float:
-    return send(port, _member_file(work), 40, FLEET_KEY_NAME, *LEASE)
+    return send(port, _member_file(work, hosts), 40, FLEET_KEY_NAME, *LEASE)
 
 
 def member_400(port: int, work: Path, hosts: int) -> float:
-    return send(port, _member_file(work), 400, FLEET_KEY_NAME, *LEASE)
+    return send(port, _member_file(work, hosts), 400, FLEET_KEY_NAME, *LEASE)
 
 
 def no_change(port: int, work: Path, hosts: int) -> float:
@@ -115,5 +114,5 @@ def refresh(port: int, work: Path, hosts: int) -> float:
     """For homing each makes a lease durable; for the others the same messages change nothing."""
     file = work / "refreshes.txt"
     if not file.exists():
-        write_refreshes(file)
+        write_refreshes(file, fleet_size(hosts))
     return send(port, file, 40, FLEET_KEY_NAME, *LEASE)

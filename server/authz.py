@@ -6,7 +6,7 @@ The rules themselves are in `policy`; here they meet requests.
 import ipaddress
 from typing import Final
 
-from protocol.constants import Ede, Rcode, Type
+from protocol.constants import Class, Ede, Rcode, Type
 from protocol.name import fold, from_text, is_at_or_below, to_text
 from server.config import TransferRules
 from server.discovery import is_discovery_name
@@ -16,6 +16,7 @@ from server.request import Refusal
 from server.zone.update import Update
 from server.zone.zone import Zone
 
+_IN: Final = int(Class.IN)
 UNSIGNED: Final = "updates must be signed"
 
 
@@ -103,11 +104,16 @@ def _by_default(policy: KeyPolicy, domain: bytes, zone: Zone, update: Update, *,
     for item in update.prerequisites:
         if not is_at_or_below(item.key, domain):
             raise _refused(policy.prerequisite_refusal(item.key))
-    for op in update.ops:
-        if not is_at_or_below(op.key, domain) or op.rtype in NOT_FOR_MEMBERS or is_discovery_name(op.key, domain):
-            raise _refused(policy.decide(Action.UPDATE, zone.apex, op.key, op.rtype, op.rdata).sentence)
-        if not leased and op.is_add:
-            raise _refused(lease_refusal(policy, op.key))
+    seen = b""
+    for _, key, rtype, rclass, _, rdata in update.ops:
+        if key != seen:  # the records of an update mostly have their owner in common
+            if not is_at_or_below(key, domain) or is_discovery_name(key, domain):
+                raise _refused(policy.decide(Action.UPDATE, zone.apex, key, rtype, rdata).sentence)
+            seen = key
+        if rtype in NOT_FOR_MEMBERS:
+            raise _refused(policy.decide(Action.UPDATE, zone.apex, key, rtype, rdata).sentence)
+        if not leased and rclass == _IN:
+            raise _refused(lease_refusal(policy, key))
 
 
 def _by_rules(policy: KeyPolicy, zone: Zone, update: Update, *, leased: bool) -> Grant:

@@ -41,6 +41,7 @@ FOREVER: Final = 1 << 62
 
 _PLAIN_UDP: Final = 512
 _NAME_AT: Final = HEADER_OCTETS - 2
+_COUNTS: Final = slice(2, _NAME_AT)
 _COUNTS_PLAIN: Final = bytes.fromhex("0001 0000 0000 0000")
 _COUNTS_EDNS: Final = bytes.fromhex("0001 0000 0000 0001")
 _NOT_PLAIN: Final = 0xF8  # QR and opcode, in the first octet of the flags; its AA and TC mean nothing in a query
@@ -227,6 +228,7 @@ class FastPath:
         self.rcodes = requests.rcodes
         self._young = _Generation()
         self._old = _Generation()
+        self._old_ready = self._old.answers.get
         self._seen: set[int] = set()
         self._places: dict[bytes, _Place] = {}
         self._changed_at: dict[bytes, int] = {}
@@ -294,7 +296,7 @@ class FastPath:
             own = stem + WHOLE_COOKIE
             answer = self.ready.get(own)
             if answer is None:
-                old = self._old.answers.get(own)
+                old = self._old_ready(own)
                 if old is None:
                     return None
                 answer = self._renew(own, old)
@@ -320,12 +322,12 @@ class FastPath:
         One long step, since a flood of new names comes this way: header, question and OPT, then the place of the name
         in its zone, then for an absent name the SOA joined to the question.
         """
-        old = self._old.answers.get(key)
+        old = self._old_ready(key)
         if old is not None:
             return self._renew(key, old)
         end = key.find(0, _NAME_AT) + 1
         after = end + 4
-        if len(key) == after and key[2:_NAME_AT] == _COUNTS_PLAIN:
+        if len(key) == after and key[_COUNTS] == _COUNTS_PLAIN:
             limit = _PLAIN_UDP
             opt = b""
             heads = _ABSENT
@@ -350,9 +352,10 @@ class FastPath:
             if rtype in _NEVER or key[end + 2 : after] != _IN:
                 return None
         name = key[_NAME_AT:end].lower()
-        if name in self._by_apex or name[0] > MAX_LABEL_OCTETS:
+        first = name[0]
+        if name in self._by_apex or first > 63:  # MAX_LABEL_OCTETS
             return None
-        place = self._places.get(name[name[0] + 1 :]) or self._find_place(name)
+        place = self._places.get(name[first + 1 :]) or self._find_place(name)
         if place is None:
             return None
         nodes, children, cuts, apex, has_wildcard, soa = place
@@ -680,6 +683,7 @@ class FastPath:
 
     def clear(self) -> None:
         self._young, self._old = _Generation(), _Generation()
+        self._old_ready = self._old.answers.get
         self.ready = self._young.answers
         self._places.clear()
         self._changed_at.clear()
@@ -704,6 +708,7 @@ class FastPath:
         young = self._young
         if len(young.answers) >= MAX_READY or young.octets >= MAX_READY_OCTETS:
             self._old = young
+            self._old_ready = young.answers.get
             young = self._young = _Generation()
             self.ready = young.answers
         young.put(key, answer, names, until)

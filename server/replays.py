@@ -33,6 +33,7 @@ class Replays:
         self._window = window_seconds
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
         self._floors: dict[bytes, int] = {}
+        self._cleared_at = 0  # the second in which the clock last dropped entries
 
     def is_stale(self, tsig: Tsig) -> bool:
         """Whether this was signed before what its key may still send."""
@@ -44,7 +45,8 @@ class Replays:
         entry = self._entries.get(mark)
         if entry is not None:
             return False if entry.reply is None else entry.reply
-        self._make_room(now)
+        if now != self._cleared_at or len(self._entries) >= MOST_KEPT:
+            self._make_room(now)
         self._entries[mark] = _Entry(tsig.time_signed, tsig.time_signed + tsig.fudge, None)
         self._raise_floor(tsig.key_name, tsig.time_signed - self._window)
         return True
@@ -60,6 +62,7 @@ class Replays:
 
     def _make_room(self, now: int) -> None:
         """Drop, oldest first, what the clock alone refuses by now; beyond the bound what it does not."""
+        self._cleared_at = now
         while self._entries:
             mark, oldest = next(iter(self._entries.items()))
             if oldest.ends < now:

@@ -30,6 +30,8 @@ _STRIDE: Final = _DATAGRAM + 192  # not a power of two: the first octets of all 
 _ID: Final = 2
 _OPCODE: Final = 0x78  # in the third octet; a query's is 0
 _END_OF_TSIG: Final = bytes(4)  # no error, no other data; the message's own ID before it
+_ARCOUNT: Final = slice(8, 10)  # of a key; made once, as this is cut from every datagram that has no ready answer
+_NOTHING: Final = b"\0\0"
 _SAMPLE: Final = 4  # of so many datagrams one is counted, when batches are full
 _CONTROL: Final = 64
 _IPV6_RECVPKTINFO: Final = 49  # of linux/in6.h; the socket module may lack them
@@ -69,6 +71,18 @@ def _library() -> tuple[Any, Any] | None:
 
 def is_available() -> bool:
     return _library() is not None
+
+
+@functools.lru_cache(maxsize=4096)
+def _v4_address(name: bytes) -> tuple[str, int]:
+    """A socket address from its port on."""
+    return socket.inet_ntop(socket.AF_INET, name[2:]), int.from_bytes(name[:2], "big")
+
+
+@functools.lru_cache(maxsize=4096)
+def _v6_address(name: bytes) -> tuple[str, int, int, int]:
+    scope = int.from_bytes(name[22:], sys.byteorder)
+    return socket.inet_ntop(socket.AF_INET6, name[6:22]), int.from_bytes(name[:2], "big"), 0, scope
 
 
 class BatchListener:
@@ -196,15 +210,17 @@ class BatchListener:
             key = octets[at : at + size - _ID]
             reply = get(key)
             if reply is None:
-                slot = len(reply_sizes)
-                if key[-6:] == octets[at - _ID : at] + _END_OF_TSIG and signed is not None:
-                    reply = signed(octets[at - _ID : at + size - _ID])
-                elif key[-30:-24] != WHOLE_COOKIE:
+                if key[_ARCOUNT] == _NOTHING:  # neither signed nor with an OPT
                     reply = answer(key)
+                else:
+                    if key[-6:] == octets[at - _ID : at] + _END_OF_TSIG and signed is not None:
+                        reply = signed(octets[at - _ID : at + size - _ID])
+                    elif key[-30:-24] != WHOLE_COOKIE:
+                        reply = answer(key)
+                    if reply is None:
+                        reply = fast.answer_with_cookie(key, self._packed(len(reply_sizes)))
                 if reply is None:
-                    reply = fast.answer_with_cookie(key, self._packed(slot))
-                if reply is None:
-                    slow.append(slot)
+                    slow.append(len(reply_sizes))
                     reply_sizes.append(0)
                     continue
             length = len(reply)
@@ -307,12 +323,8 @@ class BatchListener:
 
     def _address(self, slot: int) -> tuple[Any, ...]:
         """The sender of a slot's datagram, as the socket module has it."""
-        name = self._name_octets[slot * 32 : slot * 32 + 28]
-        port = int.from_bytes(name[2:4], "big")
-        if not self._is_v6:
-            return socket.inet_ntop(socket.AF_INET, name[4:8]), port
-        scope = int.from_bytes(name[24:28], sys.byteorder)
-        return socket.inet_ntop(socket.AF_INET6, name[8:24]), port, 0, scope
+        name = bytes(self._name_octets[slot * 32 + 2 : slot * 32 + 28])
+        return _v6_address(name) if self._is_v6 else _v4_address(name[:6])
 
     def _aim_replies(self, count: int) -> None:
         """Let replies leave from the address asked, over whatever interface leads back; link-local ones by their own.

@@ -5,7 +5,7 @@ leaves no trace; an accepted one is folded into the batch, so that later updates
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
 from protocol.constants import Type
 from protocol.name import fold, is_at_or_below
@@ -95,11 +95,7 @@ class Draft:
     def fold_in(self, upper: "Draft", found: "Differences") -> None:
         """Take over what an accepted draft on top of this one holds, and what it `found` to differ."""
         for key, difference in found.by_key.items():
-            if key in self.touched:
-                self._found.pop(key, None)
-            else:
-                self._found[key] = difference
-        self.touched.update(upper.touched)
+            self.take(key, upper.touched[key], difference)
         self.serial = upper.serial
         self.soa_template = upper.soa_template
         self.soa_ttl = upper.soa_ttl
@@ -111,18 +107,28 @@ class Draft:
     def change(self, differences: "Differences", serial: int, *, at: int, actor: Actor) -> Change:
         """Move to `serial` and describe the step from the base."""
         base = self.base
-        old_soa = RR(base.apex, _SOA, base.soa_ttl, soa_with_serial(base.soa_template, base.serial))
+        old_soa = _soa_rr(base)
         self.serial = serial
-        new_soa = RR(self.apex, _SOA, self.soa_ttl, soa_with_serial(self.soa_template, serial))
-        return Change(
-            self.apex,
-            base.serial,
-            serial,
-            at,
-            actor,
-            (old_soa, *differences.removed),
-            (new_soa, *differences.added),
-        )
+        removed, added = (old_soa, *differences.removed), (_soa_rr(self), *differences.added)
+        return Change(self.apex, base.serial, serial, at, actor, removed, added)
+
+    def take(self, key: bytes, node: Node | None, found: "NodeDifference") -> None:
+        """Set one node as a whole; `found` says what it changes there."""
+        if key in self.touched:
+            self._found.pop(key, None)
+        else:
+            self._found[key] = found
+        self.touched[key] = node
+
+    def advance(self, found: "NodeDifference", serial: int, *, at: int, actor: Actor) -> Change:
+        """Move to `serial` and describe the step, which was to `take` what was `found`."""
+        before, old_soa = self.serial, _soa_rr(self)
+        self.serial = serial
+        return Change(self.apex, before, serial, at, actor, (old_soa, *found.removed), (_soa_rr(self), *found.added))
+
+
+def _soa_rr(draft: Base) -> RR:
+    return RR(draft.apex, _SOA, draft.soa_ttl, soa_with_serial(draft.soa_template, draft.serial))
 
 
 class NodeDifference:
@@ -130,23 +136,29 @@ class NodeDifference:
 
     __slots__ = ("added", "deletes", "leased", "leases", "puts", "removed")
 
-    def __init__(self, key: bytes, old: Node | None, new: Node | None) -> None:
+    def __init__(self) -> None:
         self.removed: list[RR] = []
         self.added: list[RR] = []
         self.deletes: list[RowKey] = []
         self.leased: list[tuple[RowKey, int]] = []  # those of `deletes` that had a lease, and its end
         self.puts: list[tuple[RowKey, StoredRR]] = []
         self.leases: list[tuple[RowKey, int | None]] = []
+
+    @classmethod
+    def between(cls, key: bytes, old: Node | None, new: Node | None) -> Self:
+        """What leads from one node to the other."""
+        found = cls()
         before = old.rrsets if old else {}
         after = new.rrsets if new else {}
         old_owner, new_owner = old.owner if old else b"", new.owner if new else b""
         for rtype, old_set in before.items():
             new_set = after.get(rtype)
             if new_set is not old_set:
-                self._compare(key, old_owner, new_owner, rtype, _rows(old_set), _rows(new_set))
+                found._compare(key, old_owner, new_owner, rtype, _rows(old_set), _rows(new_set))
         for rtype, new_set in after.items():
             if rtype not in before:
-                self._compare(key, old_owner, new_owner, rtype, _NO_ROWS, _rows(new_set))
+                found._compare(key, old_owner, new_owner, rtype, _NO_ROWS, _rows(new_set))
+        return found
 
     def _compare(
         self, key: bytes, old_owner: bytes, new_owner: bytes, rtype: int, old_rows: "_Rows", new_rows: "_Rows"
@@ -182,7 +194,7 @@ class Differences:
         self.removed: list[RR] = []
         self.added: list[RR] = []
         for key, node in draft.touched.items():
-            difference = self.by_key[key] = found.get(key) or NodeDifference(key, draft.below(key), node)
+            difference = self.by_key[key] = found.get(key) or NodeDifference.between(key, draft.below(key), node)
             self.removed += difference.removed
             self.added += difference.added
         self.soa_changed = draft.soa_ttl != base.soa_ttl or (

@@ -35,8 +35,7 @@ class Actor(NamedTuple):
     peer: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One committed step of a zone from one serial to the next: the single feed for IXFR, LLQ, NOTIFY and history.
 
     `removed` begins with the old SOA and `added` with the new one, as IXFR writes them (RFC 1995 §4); a TTL change is

@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -181,7 +180,7 @@ async def test_a_large_change_is_told_in_part() -> None:
     (entry,) = await store.journal()
     event = change_event(entry)
     assert len(event["added"]) == MAX_RECORDS and event["added_count"] == MAX_RECORDS + 5
-    lapse = change_event(entry._replace(change=replace(entry.change, actor=entry.change.actor._replace(kind="lapse"))))
+    lapse = change_event(entry._replace(change=entry.change._replace(actor=entry.change.actor._replace(kind="lapse"))))
     assert lapse["type"] == "lapse"
 
 

@@ -126,7 +126,7 @@ def test_what_comes_while_the_disk_works_shares_the_next_commit() -> None:
         slow_disk(core)
         for number in range(20):
             core.writer.submit(pending(lambda _, number=number: order.append(number), a(f"h{number}")))  # type: ignore[misc]
-            await asyncio.sleep(0.05 if number else 0.5)
+            await asyncio.sleep(0.052 if number else 0.5)
         await asyncio.sleep(3)
 
     core = scenario(play)

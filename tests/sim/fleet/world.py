@@ -157,7 +157,7 @@ class Fleet:
         is_there = row_key(ghost) in self.store._data.records[row.id]
         puts, deletes = ((), (ghost,)) if is_there else ((ghost,), ())
         commit = commit_of(row.id, row.serial, puts, deletes)
-        commit = replace(commit, changes=(replace(commit.changes[0], apex=apex),))
+        commit = replace(commit, changes=(commit.changes[0]._replace(apex=apex),))
         await MemoryStore(self.store._shared).commit([commit])
         self.counts["unseen changes"] += 1
 
