@@ -27,7 +27,16 @@ from server.push.challenge import Challenger, is_older
 from server.push.events import Item, Items, event_room, make_plan
 from server.push.ledger import Bounds, Ledger
 from server.push.limits import MAX_QUESTIONS, RETRY_SECONDS, Counters, LlqLimits, TokenBucket
-from server.push.subscriptions import Outstanding, Register, State, Subscription, Topic, View, network_of
+from server.push.subscriptions import (
+    UNKNOWN_STAMP,
+    Outstanding,
+    Register,
+    State,
+    Subscription,
+    Topic,
+    View,
+    network_of,
+)
 from server.zone.model import RR, Change
 
 
@@ -653,6 +662,7 @@ class LlqMachine:
             saved.expires_at,
             event_port=saved.peer.port if saved.is_stream_born else 0,
             is_stream_born=saved.is_stream_born,
+            stamp=UNKNOWN_STAMP,
             is_saved=True,
         )
         self._renew(topic)
@@ -838,9 +848,11 @@ def _event_id(subscription: Subscription, unix: int) -> int:
     """A message ID that no event of this subscription had within an hour: by it clients know what they have applied.
 
     Random ones repeat: with 20 remembered, one event in 3,000 would be taken for an old one. This one goes with time,
-    so over a restart too, and is not to be guessed without the LLQ-ID.
+    so over a restart too, and is not to be guessed without the LLQ-ID. The first after a restart is one of the second
+    to come: in this one the process before may have told of something already.
     """
-    subscription.stamp = max(subscription.stamp + 1, unix * _EVENTS_A_SECOND)
+    second = unix + 1 if subscription.stamp == UNKNOWN_STAMP else unix
+    subscription.stamp = max(subscription.stamp + 1, second * _EVENTS_A_SECOND)
     return (subscription.stamp ^ subscription.llq_id) & 0xFFFF
 
 

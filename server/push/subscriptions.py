@@ -4,6 +4,7 @@ import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
 from protocol.constants import Class, Type
 from protocol.message import Question
@@ -11,6 +12,8 @@ from protocol.name import fold
 from server.peer import Peer
 from server.push.events import NOTHING, Item, Items, Plan
 from server.zone.model import RR
+
+UNKNOWN_STAMP: Final = -1  # of what a former process last sent
 
 
 class State(Enum):
@@ -102,7 +105,7 @@ class Subscription:
     outstanding: Outstanding | None = None
     tries: int = 0
     stamp: int = 0
-    """Of its last event, from which the message ID was made."""
+    """Of its last event, from which the message ID was made; 0 before the first of all."""
     recent_views: tuple[View, ...] = ()
     alarm_at: float = 0.0
     """The heap entry that watches the lease."""

@@ -198,6 +198,22 @@ async def test_an_event_under_way_at_the_crash_is_sent_anew_under_another_id(wor
     assert (await world.start()).settle() == []
 
 
+async def test_an_event_in_the_second_of_the_restart_has_an_id_of_its_own(world: World) -> None:
+    """Else its client would take it for the last one of the process before, sent again."""
+    node = await world.start()
+    node.host.establish()
+    await node.commit([a_record(1)])
+    ((moment, told),) = node.host.run(1.5)
+    node.host.acknowledge(told)
+    await node.survival.save()
+    await commit_elsewhere(world.store, [], [a_record(1)])
+    again = await world.start()
+    again.host.now = moment
+    (event,) = again.settle()
+    assert (edits(event.wire), event.signed_at) == (([a_record(1).rdata], []), told.signed_at)
+    assert event.message_id != told.message_id
+
+
 async def test_an_event_of_the_former_process_that_was_overtaken_is_made_good(world: World) -> None:
     """Its remove arrives after the add of the process that followed: the ack tells."""
     node = await world.start()

@@ -37,7 +37,7 @@ async def _live(fleet: Fleet, days: float) -> None:
             break
     await fleet.stop_server()
     if fleet.violations:
-        raise Violated("\n".join((f"seed {fleet.seed}:", *fleet.violations, "after:", *fleet.log)))
+        raise Violated("\n".join((f"seed {fleet.seed}", *fleet.violations, "after:", *fleet.log)))
 
 
 def run(seed: int, hosts: int, days: float) -> Counter[str]:
@@ -94,6 +94,6 @@ def report(seed: int, hosts: int, days: float) -> tuple[bool, str]:
     try:
         counts = run(seed, hosts, days)
     except Violated as violated:
-        return False, f"VIOLATED in {time.process_time() - began:.1f} s: {violated}"
+        return False, f"seed {seed}: VIOLATED in {time.process_time() - began:.1f} s: {violated}"
     text = ", ".join(f"{n} {what}" for what, n in sorted(counts.items()))
     return True, f"seed {seed}: good in {time.process_time() - began:.1f} s: {text}"
