@@ -69,7 +69,7 @@ fmt: $(STAMP)  ## format and mend what ruff can
 	$(BIN)/ruff check --fix .
 
 coverage-table: $(STAMP)  ## write docs/rfc-coverage.md from the tests' markers
-	$(BIN)/python tools/rfc_coverage.py
+	$(BIN)/python -m tools.rfc_coverage
 
 lock:  ## resolve the newest versions into constraints.txt
 	PYTHON=$(PYTHON) sh tools/lock.sh

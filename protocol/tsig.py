@@ -31,7 +31,7 @@ class Algorithm:
     """`name` is the folded wire name; `digest` what `hmac` calls it.
 
     `size` is that of the whole MAC in octets, `minimum` of the shortest that may be sent: half the length of the hash
-    function in use, never below 10 (RFC 8945 §5.2.2.1).
+    function in use, never below 10 (RFC 8945 §5.2.2.1). `hash_size` is what a secret should have at least (§8).
     """
 
     text: str
@@ -39,11 +39,12 @@ class Algorithm:
     digest: str
     size: int
     minimum: int
+    hash_size: int
 
 
 def _algorithm(text: str, digest: str, hash_size: int, size: int = 0) -> Algorithm:
     """`size`: for names that mean a hash cut short, such as hmac-sha256-128 (RFC 4868)."""
-    return Algorithm(text, from_text(text), digest, size or hash_size, max(10, hash_size // 2))
+    return Algorithm(text, from_text(text), digest, size or hash_size, max(10, hash_size // 2), hash_size)
 
 
 ALGORITHMS: Final = {

@@ -122,7 +122,7 @@ async def add_admin_key(
         zone = (await read_service(transaction)).zone
         name = _below(checked, ADMIN_LABEL + zone)
         await _refuse_taken(transaction, name, now)
-        key = Key(name, terms.algorithm, token(terms.algorithm.size))
+        key = Key(name, terms.algorithm, token(terms.algorithm.hash_size))
         rules = _rules(terms, zone)
         await transaction.add_key(KeyRow(key, None, now, expires_at=terms.expires_at, rules=rules))
         return key
@@ -182,7 +182,7 @@ async def rotate_key(
             raise ValueError(
                 f"key {to_text(name)} is made from a password: give the devices keys of their own, then revoke it"
             )
-        key = Key(await _next_name(transaction, old, rows), terms.algorithm, token(terms.algorithm.size))
+        key = Key(await _next_name(transaction, old, rows), terms.algorithm, token(terms.algorithm.hash_size))
         ends = now + overlap_seconds if old.expires_at is None else min(old.expires_at, now + overlap_seconds)
         await transaction.add_key(KeyRow(key, old.member_id, now, expires_at=terms.expires_at, rules=old.rules))
         await transaction.set_key_expiry(name, ends)
@@ -267,7 +267,7 @@ async def ensure_admin_key(
         found = _valid_admin(await transaction.keys(), name, now)
         if found is not None:
             return found
-        key = Key(name, algorithm, token(algorithm.size))
+        key = Key(name, algorithm, token(algorithm.hash_size))
         await transaction.add_key(KeyRow(key, None, now))
         return key
 
@@ -325,7 +325,7 @@ class Made:
 
 async def make_secret(password: str | None, algorithm: Algorithm, token: Token) -> Made:
     if password is None:
-        return Made(token(algorithm.size), None)
+        return Made(token(algorithm.hash_size), None)
     parameters = kdf.KdfParameters(token(kdf.SALT_OCTETS))
     return Made(await asyncio.to_thread(kdf.derive, password, parameters), parameters)
 

@@ -1,12 +1,15 @@
 """Write docs/rfc-coverage.md from the `rfc` markers of the tests; with --check, fail when it is stale.
 
-A marker stands for a normative sentence that a test holds us to: `@pytest.mark.rfc("2136", "3.2.4")`.
+A marker stands for a normative sentence that a test holds us to: `@pytest.mark.rfc("2136", "3.2.4")`. Where an RFC has
+an inventory of its sentences (tools/rfc_inventory.py), that is the table, what is not claimed included.
 """
 
 import ast
 import sys
 from collections import defaultdict
 from pathlib import Path
+
+from tools.rfc_inventory import FOLDER, Sentence, sentences
 
 ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "docs" / "rfc-coverage.md"
@@ -63,17 +66,54 @@ def render() -> str:
     for file in sorted((ROOT / "tests").rglob("test_*.py")):
         for rfc, section, test in markers(file):
             table[rfc][section].append(f"`{file.relative_to(ROOT / 'tests').as_posix()}::{test}`")
-    lines = ["# What the tests hold us to", "", "Made by `make coverage-table` from the tests' `rfc` markers.", ""]
+    lines = [
+        "# What the tests hold us to",
+        "",
+        "Made by `make coverage-table` from the tests' `rfc` markers and, where there is one, the inventory of the",
+        "RFC's normative sentences, in our words ([tests/data/normative](../tests/data/normative)). A test fails when a",
+        "sentence names a test that is not there or not marked so, or when a MUST or SHOULD of the text is missing.",
+        "",
+    ]
     for rfc in sorted(table, key=int):
-        lines += [f"## RFC {rfc} {TITLES.get(rfc, '')}".rstrip(), "", "| section | tests |", "|---|---|"]
-        for section in sorted(table[rfc], key=_section_key):
-            lines.append(f"| {section} | {', '.join(sorted(set(table[rfc][section])))} |")
+        lines += [f"## RFC {rfc} {TITLES.get(rfc, '')}".rstrip(), ""]
+        lines += _of_inventory(sentences(rfc), table[rfc]) if (FOLDER / f"rfc{rfc}.tsv").exists() else _of(table[rfc])
         lines.append("")
     return "\n".join(lines)
 
 
-def _section_key(section: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (0, part) for part in section.split(".")]
+def _of(marked: dict[str, list[str]]) -> list[str]:
+    """The tests of each section, of an RFC without an inventory."""
+    rows = [f"| {section} | {', '.join(sorted(set(tests)))} |" for section, tests in _in_order(marked)]
+    return ["| section | tests |", "|---|---|", *rows]
+
+
+def _of_inventory(listed: list[Sentence], marked: dict[str, list[str]]) -> list[str]:
+    """Sentence by sentence: asserted ones, those that are not claimed, and what else is marked."""
+    asserted = [item for item in listed if item.tests]
+    others = [item for item in listed if not item.tests]
+    lines = [f"{len(asserted)} sentences asserted, {len(others)} not claimed.", ""]
+    lines += ["| section | sentence | tests |", "|---|---|---|"]
+    lines += [
+        f"| {item.section} | {item.rule} | {', '.join(f'`{test}`' for test in item.tests)} |" for item in asserted
+    ]
+    if others:
+        lines += ["", "| section | not claimed | why |", "|---|---|---|"]
+        lines += [f"| {item.section} | {item.rule} | {item.reason} |" for item in others]
+    named = {(item.section, test) for item in asserted for test in item.tests}
+    rest = [
+        f"{section} {test}"
+        for section, tests in _in_order(marked)
+        for test in sorted(set(tests))
+        if not {(section, test.strip("`")), (section, test.strip("`").split("::")[1])} & named
+    ]
+    if rest:
+        lines += ["", f"Marked besides: {', '.join(rest)}."]
+    return lines
+
+
+def _in_order(marked: dict[str, list[str]]) -> list[tuple[str, list[str]]]:
+    """By section, appendices last."""
+    return sorted(marked.items(), key=lambda item: [(not part.isdigit(), part.zfill(4)) for part in item[0].split(".")])
 
 
 def main() -> int:

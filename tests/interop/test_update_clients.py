@@ -254,6 +254,7 @@ def test_ddclient(house: House, tmp_path: Path, tcp: str) -> None:
 
 
 @pytest.mark.rfc("2136", "3.4")
+@pytest.mark.rfc("2136", "2.1")
 @pytest.mark.parametrize("way", ["udp", "tcp"])
 @pytest.mark.parametrize(("program", "named"), [("nsupdate", True), ("nsupdate", False), ("knsupdate", True)])
 @pytest.mark.parametrize("member", ["alice", "bob"], ids=["open", "private"])

@@ -28,6 +28,7 @@ from tests.support.builders import (
     rrset_absent,
     rrset_equals,
     rrset_exists,
+    seen,
     soa_rdata,
     update_message,
     zone_of_text,
@@ -83,7 +84,32 @@ def test_the_reply_has_id_and_opcode_of_the_request_and_qr_set(core: Core) -> No
     assert (header.id, header.opcode, header.flags & (QR | AA)) == (0xBEEF, Opcode.UPDATE, QR)
 
 
+@pytest.mark.rfc("2136", "3.8")
+def test_of_the_request_the_zone_section_alone_comes_back(core: Core) -> None:
+    reply = core.update(delete_name("mac.members.example."), prerequisites=[name_in_use("mac.members.example.")])
+    assert [(fold(each.name), each.rtype, each.rclass) for each in reply.message.questions] == [
+        (APEX, Type.SOA, Class.IN)
+    ]
+    assert (reply.answers, reply.authority, reply.additional) == ([], [], [])
+
+
+@pytest.mark.rfc("2136", "2.6")
+def test_additional_data_is_not_stored_and_does_no_harm(core: Core) -> None:
+    """Neither glue from outside nor what lies in the zone, nor what would be malformed as an update."""
+    extra = [
+        add("ns.elsewhere.example.", 60, "A", "192.0.2.7"),
+        add("mac.members.example.", 60, "A", "192.0.2.7"),
+        Item(name("mac.members.example."), Type.A, Class.CH, 60, b"odd"),
+    ]
+    ops = [add("cut.members.example.", 60, "NS", "ns.elsewhere.example.")]
+    zone = [Question(APEX, Type.SOA, Class.IN)]
+    assert core.ask(core.signed(encode(7, Opcode.UPDATE << 11, zone, [], ops, extra), ADMIN)).rcode == Rcode.NOERROR
+    assert core.query("x.cut.members.example.").additional == []
+    assert count(core, "mac.members.example.", "A") == 2
+
+
 @pytest.mark.rfc("2136", "3.1.1")
+@pytest.mark.rfc("2136", "2.3")
 @pytest.mark.parametrize(
     "questions",
     [[], [Question(APEX, Type.A, Class.IN)], [Question(APEX, Type.SOA, Class.IN)] * 2],
@@ -112,6 +138,10 @@ def test_a_zone_of_another_class_is_notauth(core: Core) -> None:
 
 
 @pytest.mark.rfc("2136", "3.2.5")
+@pytest.mark.rfc("2136", "2.4.3")
+@pytest.mark.rfc("2136", "3.2.1")
+@pytest.mark.rfc("2136", "3.2.2")
+@pytest.mark.rfc("2136", "3.2.4")
 @pytest.mark.parametrize(
     ("item", "rcode"),
     [
@@ -145,6 +175,7 @@ def test_a_prerequisite_by_its_rcode(core: Core, item: Item, rcode: int) -> None
 
 
 @pytest.mark.rfc("2136", "2.4.2")
+@pytest.mark.rfc("2136", "3.2.3")
 @pytest.mark.parametrize(
     ("hosts", "rcode"), [("12", 0), ("21", 0), ("112", 0), ("1", 8), ("123", 8), ("3", 8)], ids=lambda value: str(value)
 )
@@ -154,6 +185,7 @@ def test_a_value_dependent_prerequisite_is_equality_of_sets(core: Core, hosts: s
 
 
 @pytest.mark.rfc("2136", "2.4.4")
+@pytest.mark.rfc("2136", "2.4.5")
 @pytest.mark.parametrize("owner", ["empty.members.example.", "wild.members.example.", "any.wild.members.example."])
 def test_empty_non_terminals_and_what_a_wildcard_would_make_are_not_in_use(core: Core, owner: str) -> None:
     assert core.update(prerequisites=[name_in_use(owner)]).rcode == Rcode.NXDOMAIN
@@ -193,6 +225,7 @@ def test_an_update_of_prerequisites_alone_is_a_question(core: Core) -> None:
 
 
 @pytest.mark.rfc("2136", "3.3")
+@pytest.mark.rfc("2136", "8")
 def test_one_who_may_not_update_is_refused(core: Core) -> None:
     assert core.update(delete_name("mac.members.example."), by=ALICE).rcode == Rcode.REFUSED
     assert core.update(delete_name("mac.members.example."), by=None).rcode == Rcode.REFUSED
@@ -240,6 +273,7 @@ def test_a_duplicate_is_taken_as_a_replacement(core: Core) -> None:
 
 
 @pytest.mark.rfc("2136", "3.4.2.2")
+@pytest.mark.rfc("2136", "3.6")
 @pytest.mark.parametrize(
     "op",
     [
@@ -284,6 +318,7 @@ def test_all_of_a_name_is_deleted(core: Core) -> None:
 
 
 @pytest.mark.rfc("2136", "3.4.2.3")
+@pytest.mark.rfc("2136", "7.13")
 @pytest.mark.parametrize("op", [delete_rrset(ZONE, "SOA"), delete_rrset(ZONE, "NS")])
 def test_soa_and_ns_of_the_zone_cannot_be_deleted(core: Core, op: Item) -> None:
     assert core.update(op).rcode == Rcode.NOERROR
@@ -306,6 +341,9 @@ def test_one_record_is_deleted(core: Core) -> None:
 
 
 @pytest.mark.rfc("2136", "3.4.2.4")
+@pytest.mark.rfc("2136", "2.5.2")
+@pytest.mark.rfc("2136", "2.5.3")
+@pytest.mark.rfc("2136", "2.5.4")
 @pytest.mark.parametrize(
     "op",
     [
@@ -323,6 +361,7 @@ def test_deleting_the_last_ns_the_soa_or_what_is_not_there_is_ignored(core: Core
 
 
 @pytest.mark.rfc("2136", "3.4.2.4")
+@pytest.mark.rfc("2136", "7.13")
 def test_the_last_ns_below_the_apex_can_be_deleted(core: Core) -> None:
     core.update(add("cut.members.example.", 60, "NS", "ns.cut.members.example."))
     assert core.query("x.cut.members.example.").authority
@@ -341,10 +380,61 @@ def test_records_are_taken_in_their_order(core: Core) -> None:
     assert (count(core, "mac.members.example.", "A"), count(core, "mac.members.example.", "TXT")) == (1, 0)
 
 
+@pytest.mark.rfc("2136", "7.14")
+@pytest.mark.parametrize(
+    "op",
+    [
+        add("a.members.example.", 60, "CNAME", "absent.members.example."),
+        add("a.members.example.", 60, "SRV", "0 0 1 alias.members.example."),
+        add("a.members.example.", 60, "NS", "absent.a.members.example."),
+        add("a.members.example.", 60, "MX", "0 far.example.net."),
+    ],
+)
+def test_no_sense_is_asked_of_what_is_added(core: Core, op: Item) -> None:
+    assert core.update(op).rcode == Rcode.NOERROR
+    rrset = core.zone.rrset(fold(op.owner), op.rtype, int(core.clock.now))
+    assert rrset is not None and rrset.rdatas == (op.rdata,)
+
+
+@pytest.mark.rfc("2136", "7.16")
+def test_the_last_record_takes_its_name_along_unless_there_are_names_below(core: Core) -> None:
+    core.update(add("empty.members.example.", 60, "TXT", "for now"))
+    core.update(delete_rr("empty.members.example.", "TXT", "for now"))
+    reply = core.query("empty.members.example.", "TXT")
+    assert (reply.rcode, reply.answers) == (Rcode.NOERROR, [])
+    core.update(delete_rr("deep.empty.members.example.", "TXT", "below"))
+    for owner in ("deep.empty.members.example.", "empty.members.example."):
+        assert core.query(owner, "TXT").rcode == Rcode.NXDOMAIN
+
+
+@pytest.mark.rfc("2136", "7.18")
+def test_names_below_a_cut_are_kept_and_seen_again(core: Core) -> None:
+    core.update(add("empty.members.example.", 60, "NS", "ns.example.net."))
+    assert core.query("deep.empty.members.example.", "TXT").answers == []
+    assert count(core, "deep.empty.members.example.", "TXT") == 1
+    core.update(delete_rrset("empty.members.example.", "NS"))
+    assert core.query("deep.empty.members.example.", "TXT").answers
+
+
 # Serial, atomicity, durability
 
 
+@pytest.mark.rfc("2136", "3.7")
+def test_of_two_claims_to_a_name_one_fails(core: Core) -> None:
+    """Both come before either is written, and are written together: the second sees the first."""
+    replies: list[bytes] = []
+    for last in (8, 9):
+        claim = add("new.members.example.", 60, "A", f"192.0.2.{last}")
+        wire = update_message([claim], [name_not_in_use("new.members.example.")], id=last)
+        core.dispatcher.handle(core.signed(wire, ADMIN), TCP, replies.append)
+    assert replies == []
+    core.write()
+    assert [seen(reply).rcode for reply in replies] == [Rcode.NOERROR, Rcode.YXDOMAIN]
+    assert core.query("new.members.example.").answers == [("new.members.example.", 60, "A", rdata("A", "192.0.2.8"))]
+
+
 @pytest.mark.rfc("2136", "3.6")
+@pytest.mark.rfc("2136", "2.5.1")
 def test_the_serial_moves_once_per_update_that_changes_the_zone(core: Core) -> None:
     core.update(add("new.members.example.", 60, "A", "192.0.2.9"), add("new.members.example.", 60, "TXT", "x"))
     assert core.zone.serial == 2

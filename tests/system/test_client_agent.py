@@ -481,6 +481,7 @@ async def test_unpinned_certificate_gets_no_update(world, certificates):
 
 
 @pytest.mark.rfc("6281", "7.2")
+@pytest.mark.rfc("8945", "5.4")
 async def test_unsigned_reply_is_not_believed(world):
     world.dns.signs = False
     agent = await world.agent()
@@ -566,6 +567,7 @@ def resolver(world):
     return Resolver((IPv4Address(HERE), world.dns.port), IPv4Address(CLIENT), random.Random(1))
 
 
+@pytest.mark.rfc("8945", "5.3")
 async def test_truncated_answer_is_asked_for_over_tcp(world):
     world.dns.truncates = True
     assert await resolver(world).answers(NS, Type.A) == [IPv4Address(HERE).packed]
@@ -585,6 +587,7 @@ async def test_zone_and_services_are_found(world):
     assert await found.service(from_text("_nothing._udp")[:-1] + DOMAIN) is None
 
 
+@pytest.mark.rfc("8945", "5.1")
 async def test_signed_query_wants_a_signed_answer(world, monkeypatch):
     monkeypatch.setattr("client_stub.resolver.UDP_WAITS", (0.05, 0.05))
     assert await resolver(world).answers(NS, Type.A, KEY)

@@ -253,6 +253,7 @@ def test_what_has_lapsed_is_not_answered_even_before_it_is_swept() -> None:
 
 
 @pytest.mark.rfc("4035", "3.1.4.1")
+@pytest.mark.rfc("2136", "7.19")
 def test_the_deepest_zone_answers_and_ds_belongs_to_the_parent() -> None:
     parent = zone_of_text("carol.members.example. 60 NS ns.members.example.")
     child = zone_of_text("carol.members.example. 60 NS ns.members.example.", apex="carol.members.example.", zone_id=2)

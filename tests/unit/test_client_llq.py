@@ -213,6 +213,7 @@ def test_stream_needs_no_challenge_and_tells_its_event_port():
 
 
 @pytest.mark.rfc("6281", "7.2")
+@pytest.mark.rfc("8945", "5.1")
 @pytest.mark.parametrize("is_stream", [False, True])
 def test_signed_from_set_up_to_event(is_stream):
     wire = Wire(key=KEY, is_stream=is_stream).open()
@@ -227,6 +228,7 @@ def test_signed_from_set_up_to_event(is_stream):
     assert wire.server.requests[-1][1].opcode == LlqOpcode.REFRESH
 
 
+@pytest.mark.rfc("8945", "5.4")
 def test_unsigned_event_for_a_signed_subscription_is_ignored_on_udp():
     wire = Wire(key=KEY).open()
     (llq_id,) = wire.server.established

@@ -63,6 +63,7 @@ def updates_of(message):
 
 
 @pytest.mark.rfc("6281", "5.2")
+@pytest.mark.rfc("2136", "4.4")
 def test_registration_as_dnspython_reads_it():
     message = dns.message.from_wire(registration_message(0x1234, ZONE, PLACE, 5400))
     assert message.id == 0x1234

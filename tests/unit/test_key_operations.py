@@ -46,6 +46,17 @@ async def row(store: Store, name: str) -> KeyRow:
     return (await find_key(store, from_text(name)))[0]
 
 
+@pytest.mark.rfc("8945", "6")
+@pytest.mark.rfc("8945", "8")
+async def test_what_is_made_for_a_key_is_sha256_and_as_long_as_its_hash(store: Store) -> None:
+    """Where a MAC is cut by its name, too: the hash below it has its whole length."""
+    usual = (await row(store, "phone.alice.members.example.")).key
+    assert (usual.algorithm, len(usual.secret)) == (SHA256, 32)
+    for algorithm, octets in (("hmac-sha256-128", 32), ("hmac-sha384-192", 48), ("hmac-sha512", 64)):
+        terms = KeyTerms(algorithm=algorithm_from_text(algorithm))
+        assert len((await add_key(store, "alice", algorithm, now=NOW, terms=terms)).secret) == octets
+
+
 async def test_a_key_takes_anothers_place_and_both_hold_for_a_while(store: Store) -> None:
     await change_rules(store, PHONE, lambda rules, origin: [rule_from_text('owner = "phone"', origin)])
     done = await rotate_key(store, PHONE, now=NOW + 10, overlap_seconds=DAY, terms=KeyTerms(expires_at=NOW + 90 * DAY))

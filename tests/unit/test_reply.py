@@ -178,6 +178,7 @@ def of(message: Message, principal: Principal | None = ALICE) -> Reply:
 
 
 @pytest.mark.rfc("8945", "5.3")
+@pytest.mark.rfc("8945", "5.1")
 @pytest.mark.parametrize("edns", [None, Opt(512), Opt(1232)])
 def test_a_signed_reply_is_last_signed_and_fits(edns: Opt | None) -> None:
     message = signed_request(edns)

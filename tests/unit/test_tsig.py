@@ -194,6 +194,7 @@ def test_requests_and_replies_agree_with_dnspython(algorithm: Algorithm) -> None
 
 
 @pytest.mark.rfc("8945", "4.3.1")
+@pytest.mark.rfc("8945", "4.2")
 def test_dnspython_accepts_our_reply_as_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: NOW)
     query = dns.message.make_query("mac.alice.members.example", "AAAA", id=0x1234)
@@ -282,6 +283,11 @@ def test_the_fudge_is_the_signers() -> None:
     assert check(changed(sign(QUERY, KEY, now=NOW, fudge=5)[0], fudge=65535)) is TsigError.BADSIG
 
 
+@pytest.mark.rfc("8945", "10")
+def test_what_we_sign_holds_for_300_seconds() -> None:
+    assert opened(sign(QUERY, KEY, now=NOW)[0])[1].fudge == 300
+
+
 def test_time_signed_has_48_bits() -> None:
     later = (1 << 47) + 5
     wire, _ = sign(QUERY, KEY, now=later)
@@ -320,6 +326,7 @@ def test_the_mac_is_checked_before_the_time_and_the_time_before_truncation() -> 
 
 @EVERY_ALGORITHM
 @pytest.mark.rfc("8945", "5.2.2.1")
+@pytest.mark.rfc("8945", "6")
 def test_macs_may_be_cut_to_half_and_never_below_ten_octets(algorithm: Algorithm) -> None:
     key = Key(KEY.name, algorithm, SECRET)
     wire, mac = sign(QUERY, key, now=NOW)

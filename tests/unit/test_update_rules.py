@@ -82,6 +82,7 @@ PREREQUISITES = [
 @pytest.mark.rfc("2136", "3.2.1")
 @pytest.mark.rfc("2136", "3.2.2")
 @pytest.mark.rfc("2136", "3.2.3")
+@pytest.mark.rfc("2136", "3.2.5")
 @pytest.mark.parametrize(("item", "rcode"), PREREQUISITES)
 def test_form_of_a_prerequisite(item: Item, rcode: int) -> None:
     assert read([], [item]) == rcode
@@ -118,6 +119,7 @@ OPS = [
 
 
 @pytest.mark.rfc("2136", "3.4.1.2")
+@pytest.mark.rfc("2136", "3.4.1")
 @pytest.mark.parametrize(("item", "rcode"), OPS)
 def test_form_of_an_update_operation(item: Item, rcode: int) -> None:
     assert read([item]) == rcode

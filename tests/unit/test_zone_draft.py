@@ -1,5 +1,7 @@
 """Drafts: stacked, dropped without a trace, compared with what they stand on."""
 
+import pytest
+
 from protocol.constants import Type
 from protocol.name import fold
 from protocol.rdata import soa_serial
@@ -23,6 +25,7 @@ def a_set(*hosts: int, ttl: int = 60, at: int = 0) -> RRset:
     return RRset(Type.A, ttl, tuple(rdata("A", f"192.0.2.{host}") for host in hosts), (at,) * len(hosts))
 
 
+@pytest.mark.rfc("2136", "3.7")
 def test_nothing_shows_in_the_zone_until_it_is_published() -> None:
     zone = zone_of_text(TEXT)
     before = content(zone)
