@@ -102,6 +102,14 @@ class Message:
         return self.header.id
 
 
+class OptError(DecodeError):
+    """The fault is in the OPT record: its sender knows EDNS, and all else could be read (RFC 6891 §7)."""
+
+    def __init__(self, reason: str, offset: int, questions: tuple[Question, ...]) -> None:
+        super().__init__(reason, offset)
+        self.questions = questions
+
+
 def decode_header(wire: bytes) -> Header:
     """The first 12 octets."""
     if len(wire) < HEADER_OCTETS:
@@ -113,7 +121,7 @@ def decode(wire: bytes) -> Message:
     """Take a whole message apart.
 
     `DecodeError` for anything that does not parse, octets after the last section, more than one OPT or one that is not
-    at the root (RFC 6891 §6.1.1), and a TSIG that is not the last record of Additional (RFC 8945 §5.2).
+    at the root (RFC 6891 §6.1.1, as `OptError`), and a TSIG that is not the last record of Additional (RFC 8945 §5.2).
     """
     header = decode_header(wire)
     if 5 * header.qdcount + 11 * (header.ancount + header.nscount + header.arcount) > len(wire) - HEADER_OCTETS:
@@ -138,11 +146,14 @@ def decode(wire: bytes) -> Message:
     tsig: Record | None = None
     for index, record in enumerate(additional):
         if record.rtype == Type.OPT:
-            if opt is not None:
-                raise DecodeError("second OPT record", record.offset)
-            if record.name != ROOT:
-                raise DecodeError("OPT record not at the root", record.offset)
-            opt = decode_opt(record.rclass, record.ttl, wire, record.rdata_offset, record.rdlength)
+            try:
+                if opt is not None:
+                    raise DecodeError("second OPT record", record.offset)
+                if record.name != ROOT:
+                    raise DecodeError("OPT record not at the root", record.offset)
+                opt = decode_opt(record.rclass, record.ttl, wire, record.rdata_offset, record.rdlength)
+            except DecodeError as error:
+                raise OptError(error.reason, error.offset, tuple(questions)) from None
         elif record.rtype == Type.TSIG:
             if index != len(additional) - 1:
                 raise DecodeError("TSIG is not the last record", record.offset)

@@ -1,4 +1,4 @@
-"""DNS cookies as the server gives and checks them: secrets, their rotation, and a memory for clients that come back.
+"""DNS cookies (RFC 7873) as the server gives and checks them: secrets and their rotation, a memory for who comes back.
 
 SipHash takes about ten microseconds in Python, more than a whole fast answer. A client sends the same cookie again and
 again, so what it gets is remembered; only a first query, or one of a client that changes its cookie each time, pays.
@@ -12,7 +12,8 @@ from typing import Final, NamedTuple
 from protocol.cookies import CLIENT_OCTETS, FRESH_SECONDS, cookie_age, make_cookie
 from protocol.siphash import KEY_OCTETS
 
-ROTATE_SECONDS: Final = 24 * 3600  # a secret of our own signs for a day and is believed for a day more
+ROTATE_SECONDS: Final = 24 * 3600  # a secret of our own signs for a day at most and is believed until the next goes
+_JITTER: Final = 0.4  # of that, up to it, off each time: no two servers turn together, and nobody knows when (§7.1)
 MEMORY_SECONDS: Final = 60
 MAX_REMEMBERED: Final = 16_384
 MAX_SECRETS: Final = 8
@@ -74,7 +75,7 @@ class Cookies:
         self._forget_at = now + MEMORY_SECONDS
         if now >= self._rotate_at:
             self._secrets = (self._bits(8 * KEY_OCTETS).to_bytes(KEY_OCTETS, "big"), *self._secrets[:1])
-            self._rotate_at = now + ROTATE_SECONDS
+            self._rotate_at = now + ROTATE_SECONDS * (1 - _JITTER * self._bits(16) / 0xFFFF)
 
 
 def read_secrets(file: Path) -> list[bytes]:

@@ -28,7 +28,7 @@ from protocol.constants import (
 )
 from protocol.edns import UpdateLease, extended_error, update_lease
 from protocol.errors import DecodeError
-from protocol.message import Message, Question, decode, decode_header
+from protocol.message import Message, OptError, Question, decode, decode_header
 from protocol.name import fold, to_text
 from protocol.tsig import Tsig
 from server.addresses import packed
@@ -48,7 +48,7 @@ from server.push.dso_service import DsoService
 from server.push.service import PushService
 from server.quota import UpdateRates
 from server.replays import Replays
-from server.reply import Reply, header_only
+from server.reply import Reply, header_only, opt_fault
 from server.request import Authenticated, Decoded, Refusal, Send, SignatureRefusal
 from server.response_limit import Verdict, network_of
 from server.system import Clock
@@ -150,7 +150,11 @@ class Dispatcher:
                 self._charge(peer)
             is_stateful = header.opcode == Opcode.DSO and not any(header[2:])  # octets after it are TLVs, not sections
             rcode = Rcode.NOTIMP if is_stateful else Rcode.FORMERR
-            self._send(header_only(header, rcode), peer, header.opcode, rcode, send)
+            if isinstance(error, OptError) and not is_stateful:
+                bad = opt_fault(header, error.questions)
+            else:
+                bad = header_only(header, rcode)
+            self._send(bad, peer, header.opcode, rcode, send)
             return
         opt = decoded.message.opt
         is_in_session = self._dso is not None and peer.transport == "tls" and self._dso.has_session(peer.via)

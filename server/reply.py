@@ -18,7 +18,7 @@ from protocol.constants import (
     Type,
 )
 from protocol.edns import Opt
-from protocol.message import Builder, Header, Message
+from protocol.message import Builder, Header, Message, Question
 from protocol.tsig import Tsig, record_size, sign, unsigned_error
 from server.answer import Answer
 from server.hop import PLAIN, Hop
@@ -48,6 +48,15 @@ def size_limit(message: Message, peer: Peer) -> int:
 def header_only(header: Header, rcode: Rcode) -> bytes:
     """Twelve octets: for a request whose body cannot be read."""
     return Builder(header.id, QR | (header.flags & (OPCODE_MASK | RD)) | rcode).finish()
+
+
+def opt_fault(header: Header, questions: Sequence[Question]) -> bytes:
+    """FORMERR to a request whose OPT is at fault: header, question and an OPT (RFC 6891 §7)."""
+    builder = Builder(header.id, QR | (header.flags & (OPCODE_MASK | RD)) | Rcode.FORMERR)
+    for question in questions[:1]:  # more than one could be long, behind pointers
+        builder.question(*question)
+    builder.opt(Opt(UDP_PAYLOAD))
+    return builder.finish()
 
 
 class Reply:

@@ -70,7 +70,7 @@ def render() -> str:
         "# What the tests hold us to",
         "",
         "Made by `make coverage-table` from the tests' `rfc` markers and, where there is one, the inventory of the",
-        "RFC's normative sentences, in our words ([tests/data/normative](../tests/data/normative)). A test fails when a",
+        "RFC's normative sentences in our words ([tests/data/normative](../tests/data/normative)). A test fails when a",
         "sentence names a test that is not there or not marked so, or when a MUST or SHOULD of the text is missing.",
         "",
     ]

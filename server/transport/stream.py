@@ -78,7 +78,7 @@ class StreamServer:
 
     @property
     def told_idle_seconds(self) -> float:
-        """The idle time that a client may count on: none while places are short (RFC 7828 §3.4)."""
+        """The idle time that a client may count on: none while places are short (RFC 7828 §3.3.2)."""
         return 0.0 if self.connections.is_crowded else self.limits.idle_seconds
 
     async def listen(self, address: str, port: int, *, is_tls: bool = False) -> int:
@@ -244,7 +244,7 @@ class StreamConnection(asyncio.Protocol):
             self._set_reading(True)
 
     def eof_received(self) -> bool:
-        """The peer sends no more; what it asked is still answered (RFC 7766 §6.2.4), then we close."""
+        """The peer sends no more; what it asked is still answered (D216), then we close."""
         self._ended = True
         return self._pending > 0
 

@@ -66,6 +66,7 @@ def dig(house: House, *arguments: str) -> str:
 
 
 @pytest.mark.rfc("9018", "4")
+@pytest.mark.rfc("7873", "6")
 def test_cookies_of_one_secret_are_believed_by_us_and_by_bind(house: House, tmp_path: Path) -> None:
     port = free_port(ADDRESS)
     config = tmp_path / "named.conf"
@@ -140,6 +141,8 @@ def test_kdig_over_tls_padded(house: House) -> None:
 
 
 @pytest.mark.rfc("7766", "6.2.1")
+@pytest.mark.rfc("7766", "1")
+@pytest.mark.rfc("7766", "5")
 def test_many_questions_on_one_connection(house: House) -> None:
     tcp = (f"@{ADDRESS}", "-p", str(house.server.port), "+tcp", "+keepopen")
     text = call("kdig", *tcp, ZONE, "SOA", ZONE, "NS", f"nope.{ZONE}", "A")
@@ -154,6 +157,7 @@ def test_dig_is_told_the_idle_time(house: House) -> None:
 
 
 @pytest.mark.rfc("7858", "3.1")
+@pytest.mark.rfc("7858", "8")
 def test_what_openssl_sees(house: House) -> None:
     def connect(*options: str) -> str:
         place = f"{ADDRESS}:{house.server.tls_port}"

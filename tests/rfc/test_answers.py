@@ -2,9 +2,10 @@
 
 import pytest
 
-from protocol.constants import TC, Class, Ede, Rcode
+from protocol.constants import AA, TC, Class, Ede, Rcode, Type
 from protocol.edns import Opt
-from tests.support.builders import Core, Seen, query_message, rdata, zone_of_text
+from protocol.message import Question, encode
+from tests.support.builders import ADMIN, Core, Seen, add, query_message, rdata, update_message, zone_of_text
 
 TEXT = """
     members.example. 300 NS ns.members.example.
@@ -67,6 +68,7 @@ def test_types_that_may_stand_beside_a_cname_are_asked_of_the_alias(core: Core, 
 
 
 @pytest.mark.rfc("6672", "3.2")
+@pytest.mark.rfc("6672", "3.1")
 @pytest.mark.parametrize(
     ("rtype", "answers"),
     [
@@ -88,6 +90,14 @@ def test_the_owner_of_a_dname_is_not_rewritten(core: Core) -> None:
 
 
 @pytest.mark.rfc("4592", "3.3.1")
+@pytest.mark.rfc("1034", "4.3.3")
+@pytest.mark.rfc("4592", "2.1.1")
+@pytest.mark.rfc("4592", "2.1.2")
+@pytest.mark.rfc("4592", "2.2.1")
+@pytest.mark.rfc("4592", "2.3")
+@pytest.mark.rfc("4592", "3.3.3")
+@pytest.mark.rfc("4592", "4.3")
+@pytest.mark.rfc("4592", "4.9")
 @pytest.mark.parametrize(
     ("owner", "rtype", "rcode", "answers"),
     [
@@ -111,12 +121,56 @@ def test_the_source_of_synthesis_is_the_wildcard_at_the_closest_encloser(
     assert (reply.rcode, names(reply)) == (rcode, answers)
 
 
-@pytest.mark.rfc("4592", "4.4")
+@pytest.mark.rfc("4592", "2.2.1")
 def test_a_wildcard_reaches_into_no_delegation() -> None:
     core = Core([zone_of_text("*.members.example. 60 A 192.0.2.1\ncut.members.example. 60 NS ns.example.net.")])
     reply = ask(core, "www.cut")
     assert (reply.rcode, reply.answers, names(reply, "authority")) == (Rcode.NOERROR, [], ["cut NS"])
     assert names(ask(core, "www.other")) == ["www.other A"]
+
+
+@pytest.mark.rfc("4592", "4.5")
+def test_a_wildcard_srv_is_data_as_any() -> None:
+    core = Core(
+        [zone_of_text("*.members.example. 60 SRV 0 0 1 mac.members.example.\nmac.members.example. 60 A 192.0.2.1")]
+    )
+    reply = ask(core, "_x._tcp", "SRV")
+    assert (names(reply), names(reply, "additional")) == (["_x._tcp SRV"], ["mac A"])
+
+
+@pytest.mark.rfc("2181", "10.2")
+def test_several_pointers_at_a_name() -> None:
+    core = Core([zone_of_text("\n".join(f"1.members.example. 60 PTR host{n}.members.example." for n in (1, 2)))])
+    assert names(ask(core, "1", "PTR")) == ["1 PTR", "1 PTR"]
+
+
+@pytest.mark.rfc("6672", "2.3")
+def test_beside_a_delegation_a_dname_rewrites_nothing() -> None:
+    """At the apex it does: there NS delegates nothing."""
+    core = Core(
+        [zone_of_text("cut.members.example. 60 NS ns.example.net.\ncut.members.example. 60 DNAME example.net.")]
+    )
+    reply = ask(core, "x.cut")
+    assert (reply.answers, names(reply, "authority"), reply.flag(AA)) == ([], ["cut NS"], False)
+    apex = Core([zone_of_text("members.example. 60 NS ns.example.net.\nmembers.example. 60 DNAME example.net.")])
+    assert [kind for _, _, kind, _ in ask(apex, "x").answers] == ["DNAME", "CNAME"]
+
+
+@pytest.mark.rfc("6672", "2.1")
+@pytest.mark.rfc("6672", "2.5")
+def test_a_dname_goes_out_whole_and_must_have_its_target(core: Core) -> None:
+    reply = ask(core, "x.old")
+    assert rdata("DNAME", "new.members.example.") in reply.wire
+    apex = "members.example."
+    empty = update_message([add(f"d.{apex}", 60, "DNAME", apex)._replace(rdata=b"")])
+    assert core.ask(core.signed(empty, ADMIN)).rcode == Rcode.FORMERR
+
+
+@pytest.mark.rfc("6672", "5.2")
+@pytest.mark.parametrize(("owner", "rtype"), [("alias", "DNAME"), ("old", "CNAME")])
+def test_dname_and_cname_are_not_added_beside_each_other(core: Core, owner: str, rtype: str) -> None:
+    assert core.update(add(f"{owner}.members.example.", 60, rtype, "elsewhere.example.")).rcode == Rcode.NOERROR
+    assert not core.store.commits
 
 
 @pytest.mark.rfc("1034", "4.3.2")
@@ -157,6 +211,7 @@ def test_a_type_that_nobody_knows_is_data(core: Core) -> None:
 
 
 @pytest.mark.rfc("8914", "2")
+@pytest.mark.rfc("8914", "4.21")
 @pytest.mark.parametrize(
     ("wire", "rcode", "code", "words"),
     [
@@ -173,6 +228,24 @@ def test_what_is_refused_says_why(core: Core, wire: bytes, rcode: int, code: int
     assert [number for number, _ in reply.errors] == [code] and words in reply.errors[0][1]
 
 
+@pytest.mark.rfc("8914", "4.1")
+@pytest.mark.parametrize(
+    ("wire", "words"),
+    [
+        (encode(1, 0, [Question(b"\0", Type.A, Class.IN)] * 2, opt=Opt()), "a query has one question"),
+        (
+            update_message([add("mac.members.example.", 60, "A", "192.0.2.1")._replace(rdata=b"x")]),
+            "mac.members.example. A",
+        ),
+        (encode(1, 0x2800, [Question(b"\0", Type.A, Class.IN)], opt=Opt()), "zone section"),
+    ],
+)
+def test_a_format_error_says_what_is_wrong(core: Core, wire: bytes, words: str) -> None:
+    reply = core.ask(core.signed(wire, ADMIN))
+    assert reply.rcode == Rcode.FORMERR
+    assert [code for code, _ in reply.errors] == [Ede.OTHER] and words in reply.errors[0][1]
+
+
 @pytest.mark.rfc("1035", "4.1.4")
 def test_targets_of_ns_and_cname_are_written_compressed(core: Core) -> None:
     reply = ask(core, "alias")
@@ -184,6 +257,7 @@ def test_targets_of_ns_and_cname_are_written_compressed(core: Core) -> None:
 
 
 @pytest.mark.rfc("2181", "9")
+@pytest.mark.rfc("2181", "5.1")
 def test_tc_is_set_when_a_whole_rrset_does_not_fit_and_no_part_of_it_is_sent() -> None:
     lines = "\n".join(f"big.members.example. 60 TXT {n:03}{'x' * 90}" for n in range(20))
     core = Core([zone_of_text(lines)])

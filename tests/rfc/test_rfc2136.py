@@ -265,6 +265,7 @@ def test_an_added_record_is_answered_after_the_reply(core: Core) -> None:
 
 
 @pytest.mark.rfc("2136", "3.4.2.2")
+@pytest.mark.rfc("2181", "5")
 def test_a_duplicate_is_taken_as_a_replacement(core: Core) -> None:
     core.update(add("mac.members.example.", 99, "A", "192.0.2.1"))
     rrset = a_set(core, "mac.members.example.", "A")
@@ -274,6 +275,8 @@ def test_a_duplicate_is_taken_as_a_replacement(core: Core) -> None:
 
 @pytest.mark.rfc("2136", "3.4.2.2")
 @pytest.mark.rfc("2136", "3.6")
+@pytest.mark.rfc("1034", "3.6.2")
+@pytest.mark.rfc("2181", "10.1")
 @pytest.mark.parametrize(
     "op",
     [
@@ -397,6 +400,7 @@ def test_no_sense_is_asked_of_what_is_added(core: Core, op: Item) -> None:
 
 
 @pytest.mark.rfc("2136", "7.16")
+@pytest.mark.rfc("4592", "2.2.3")
 def test_the_last_record_takes_its_name_along_unless_there_are_names_below(core: Core) -> None:
     core.update(add("empty.members.example.", 60, "TXT", "for now"))
     core.update(delete_rr("empty.members.example.", "TXT", "for now"))

@@ -28,6 +28,11 @@ def test_who_does_not_ask_is_not_told() -> None:
     assert reply.message.opt is not None and not reply.message.opt.options
 
 
+@pytest.mark.rfc("7828", "3.4")
+def test_who_sent_no_opt_is_told_nothing_on_a_stream_either() -> None:
+    assert Core().ask(query_message(MAC), TCP).message.opt is None
+
+
 @pytest.mark.rfc("7828", "3.3.1")
 @pytest.mark.parametrize("data", [b"", b"\0\1"])
 def test_over_udp_it_is_ignored(data: bytes) -> None:
@@ -43,6 +48,12 @@ def test_a_client_has_no_timeout_to_tell() -> None:
 
 
 @pytest.mark.rfc("8467", "4.1")
+@pytest.mark.rfc("7830", "3")
+@pytest.mark.rfc("7830", "4")
+@pytest.mark.rfc("8467", "3")
+@pytest.mark.rfc("8467", "4.2.1")
+@pytest.mark.rfc("8467", "4.2.2")
+@pytest.mark.rfc("8467", "A.1")
 @pytest.mark.parametrize("is_signed", [False, True])
 @pytest.mark.parametrize(
     "owner", [MAC, "absent.members.example.", "elsewhere.example.", f"{'x' * 60}.{'y' * 63}.{MAC}"]
@@ -61,7 +72,15 @@ def test_padded_replies_are_whole_blocks_signature_included(owner: str, is_signe
         assert not any(reply.message.opt.options[-1][1])
 
 
+@pytest.mark.rfc("7830", "3")
+def test_padding_of_any_content_is_taken() -> None:
+    for padding in (b"", b"\xff" * 40):
+        reply = Core().ask(query_message(MAC, edns=Opt(options=((EdnsOption.PADDING, padding),))), TLS)
+        assert reply.answers and len(reply.wire) == PADDING_BLOCK
+
+
 @pytest.mark.rfc("8467", "4.1")
+@pytest.mark.rfc("7830", "4")
 def test_refused_signatures_and_updates_are_padded_too() -> None:
     core = Core()
     late, _ = signed(query_message(MAC, edns=Opt(options=(PADDING,))), ALICE, core.clock.unix() - 1000)
@@ -73,6 +92,7 @@ def test_refused_signatures_and_updates_are_padded_too() -> None:
 
 
 @pytest.mark.rfc("7830", "4")
+@pytest.mark.rfc("7830", "6")
 @pytest.mark.parametrize(("peer", "options"), [(TCP, (PADDING,)), (UDP, (PADDING,)), (TLS, ())])
 def test_no_padding_in_the_clear_nor_unasked(peer: Peer, options: tuple[tuple[int, bytes], ...]) -> None:
     reply = Core().ask(query_message(MAC, edns=Opt(options=options)), peer)

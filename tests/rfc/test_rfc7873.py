@@ -33,6 +33,7 @@ def test_a_cookie_of_no_possible_length_is_a_format_error(length: int) -> None:
 
 
 @pytest.mark.rfc("7873", "5.2.3")
+@pytest.mark.rfc("7873", "5")
 @pytest.mark.parametrize("peer", [UDP, TCP])
 @pytest.mark.parametrize("owner", [MAC, "absent.members.example.", "elsewhere.example."])
 def test_a_client_cookie_alone_is_answered_with_a_server_cookie(peer: object, owner: str) -> None:

@@ -568,11 +568,13 @@ def resolver(world):
 
 
 @pytest.mark.rfc("8945", "5.3")
+@pytest.mark.rfc("7766", "5")
 async def test_truncated_answer_is_asked_for_over_tcp(world):
     world.dns.truncates = True
     assert await resolver(world).answers(NS, Type.A) == [IPv4Address(HERE).packed]
 
 
+@pytest.mark.rfc("7766", "7")
 async def test_noise_before_the_answer_is_ignored(world):
     question = Question(NS, Type.A, Class.IN)
     world.dns.noise = [b"", b"\0" * 5, encode(1, QR, (question,)), encode(2, QR, (Question(NS, 28, 1),))]

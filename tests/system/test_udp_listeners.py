@@ -70,6 +70,7 @@ async def receive(sock: socket.socket, count: int) -> list[bytes]:
         return [await asyncio.get_running_loop().sock_recv(sock, 65535) for _ in range(count)]
 
 
+@pytest.mark.rfc("2181", "4.2")
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("kind", ["plain", "batch"])
 @pytest.mark.parametrize(
@@ -127,6 +128,7 @@ async def test_large_messages_events_and_the_end(kind: str) -> None:
         listener.send(peer, b"closed")
 
 
+@pytest.mark.rfc("2181", "4.1")
 async def test_a_batch_listener_answers_from_the_address_asked() -> None:
     bench = Bench()
     async with bench.listening("batch", "0.0.0.0") as listener:

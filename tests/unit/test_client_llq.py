@@ -206,6 +206,7 @@ def test_four_way_handshake_over_udp():
     ]
 
 
+@pytest.mark.rfc("7858", "3.4")
 def test_stream_needs_no_challenge_and_tells_its_event_port():
     wire = Wire(is_stream=True, event_port=5353).open()
     assert [option for _, option, _ in wire.server.requests] == [LlqOption(1, LlqOpcode.SETUP, 5353, 0, 7200)]
@@ -428,6 +429,8 @@ def test_watching_twice_is_watching_once_and_the_table_is_bounded():
     assert results == [True] * (MAX_SUBSCRIPTIONS - 1) + [False]
 
 
+@pytest.mark.rfc("7766", "6.2.4")
+@pytest.mark.rfc("7858", "3.4")
 def test_stream_that_breaks_keeps_the_view_until_the_lapse_and_sets_up_on_the_next():
     wire = Wire(is_stream=True).open()
     wire.client.channel_closed(now=wire.now)

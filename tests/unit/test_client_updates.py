@@ -125,6 +125,8 @@ def test_reply_without_lease_counts_as_granted_as_wished():
     assert read_reply(reply(), 9, 5400) == Outcome(True, 5400)
 
 
+@pytest.mark.rfc("8914", "3")
+@pytest.mark.rfc("8914", "6")
 def test_refusal_carries_its_explanation():
     outcome = read_reply(reply(Rcode.REFUSED, (extended_error(18, "not your name"),)), 9, 5400)
     assert outcome == Outcome(False, 0, "REFUSED: not your name")

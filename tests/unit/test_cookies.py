@@ -30,6 +30,9 @@ CLIENT = bytes.fromhex("2464c4abcf10c957")
 V4 = packed("198.51.100.100")
 
 
+@pytest.mark.rfc("7873", "9.1")
+@pytest.mark.rfc("9018", "4")
+@pytest.mark.rfc("9018", "6")
 @pytest.mark.parametrize("length", SIPHASH)
 def test_siphash(length: int) -> None:
     assert siphash(KEY, bytes(range(length))).hex() == SIPHASH[length]
@@ -45,12 +48,15 @@ class At:
         return self.now
 
 
-def jar(now: int, *secrets: bytes) -> tuple[Cookies, At]:
-    clock = At(now)
-    return Cookies(clock, random.Random(1).getrandbits, secrets), clock
+def jar(now: int, *secrets: bytes, jitter: int | None = None) -> tuple[Cookies, At]:
+    """`jitter`: the 16 bits that shorten the life of a secret, in place of random ones."""
+    clock, bits = At(now), random.Random(1).getrandbits
+    return Cookies(clock, lambda count: jitter if jitter is not None and count == 16 else bits(count), secrets), clock
 
 
 @pytest.mark.rfc("9018", "A.1")
+@pytest.mark.rfc("9018", "2")
+@pytest.mark.rfc("9018", "4.2")
 def test_a_new_cookie() -> None:
     server, _ = jar(1559731985, SECRET)
     reply = server.reply(CLIENT, V4)
@@ -59,6 +65,7 @@ def test_a_new_cookie() -> None:
 
 
 @pytest.mark.rfc("9018", "A.2")
+@pytest.mark.rfc("9018", "4.3")
 def test_a_renewed_cookie() -> None:
     server, _ = jar(1559734385, SECRET)
     reply = server.reply(bytes.fromhex("2464c4abcf10c957010000005cf79f111f8130c3eee29480"), V4)
@@ -73,6 +80,7 @@ def test_reserved_octets_are_hashed_as_they_came() -> None:
 
 
 @pytest.mark.rfc("9018", "A.4")
+@pytest.mark.rfc("9018", "5")
 def test_ipv6_and_a_secret_replaced() -> None:
     new, old = bytes.fromhex("445536bcd2513298075a5d379663c962"), bytes.fromhex("dd3bdf9344b678b185a6f5cb60fca715")
     server, _ = jar(1559741961, new, old)
@@ -105,6 +113,8 @@ def test_ages(age: int, is_proved: bool, is_kept: bool, issued: int) -> None:
     assert (reply.is_proved, reply.data == cookie) == (is_proved, is_kept)
 
 
+@pytest.mark.rfc("7873", "4.2")
+@pytest.mark.rfc("9018", "4.4")
 def test_a_cookie_belongs_to_its_client() -> None:
     server, _ = jar(1000, SECRET)
     cookie = server.reply(CLIENT, V4).data
@@ -118,10 +128,16 @@ def test_a_cookie_belongs_to_its_client() -> None:
         assert not server.reply((cookie + bytes(16))[:length], V4).is_proved
 
 
-def test_its_own_secret_is_rotated_and_the_last_one_still_believed() -> None:
-    server, clock = jar(10_000)
+@pytest.mark.rfc("7873", "7.1")
+@pytest.mark.rfc("7873", "4.2")
+@pytest.mark.rfc("9018", "4")
+@pytest.mark.rfc("9018", "5")
+@pytest.mark.parametrize(("jitter", "hours"), [(0, 24), (0xFFFF, 14.4)])
+def test_its_own_secret_is_rotated_and_the_last_one_still_believed(jitter: int, hours: float) -> None:
+    """After a day at most, and up to 40 % before that."""
+    server, clock = jar(10_000, jitter=jitter)
     first = server.reply(CLIENT, V4).data
-    clock.now += cookies.ROTATE_SECONDS - 10
+    clock.now += int(hours * 3600) - 10
     late = server.reply(CLIENT, V4).data
     clock.now += cookies.MEMORY_SECONDS
     after = server.reply(late, V4)
@@ -140,6 +156,7 @@ def test_memory_is_bounded_and_forgets() -> None:
     assert server.reply(CLIENT, V4).data != before
 
 
+@pytest.mark.rfc("9018", "4.4")
 def test_secrets_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "cookies"
     file.write_text(f"# signs\n{SECRET.hex()}\n\n{KEY.hex().upper()}  # the one before\n")

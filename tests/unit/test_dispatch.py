@@ -156,6 +156,7 @@ def test_an_llq_option_goes_to_the_push_service(core: Core) -> None:
     assert reply.rcode == Rcode.NOTIMP, "the stand-in's answer"
 
 
+@pytest.mark.rfc("7766", "5")
 def test_too_much_for_a_datagram_is_truncated_and_whole_on_a_stream() -> None:
     lines = [f"big.members.example. 60 AAAA 2001:db8::{number:x}" for number in range(1, 60)]
     core = Core([zone_of_text("\n".join(lines))])

@@ -230,6 +230,7 @@ def test_what_is_written_is_read_again_by_both() -> None:
     assert theirs(written) == ours(found)
 
 
+@pytest.mark.rfc("2308", "4")
 def test_a_ttl_left_out_is_that_of_ttl_directive_else_the_last_said() -> None:
     """RFC 2308 §4, RFC 1035 §5.1."""
     found = records("@ 7 NS a\nb A 192.0.2.1\n$TTL 9\nc A 192.0.2.1\nd 3 A 192.0.2.1\ne A 192.0.2.1\n")
@@ -242,6 +243,7 @@ def test_lines_of_records() -> None:
     assert [item.line for item in found] == [3, 4, 7]
 
 
+@pytest.mark.rfc("6891", "6.1.1")
 @pytest.mark.parametrize(
     ("text", "line", "complaint"),
     [
@@ -261,6 +263,7 @@ def test_lines_of_records() -> None:
         ("a 1 NONSENSE x\n", 1, "unknown record type 'NONSENSE'"),
         ("a 1 ANY x\n", 1, "class ANY: only IN is served"),
         ("a 1 TYPE255 \\# 0\n", 1, "ANY is no type of data"),
+        ("a 1 TYPE41 \\# 0\n", 1, "OPT is no type of data"),
         ("a 1 TSIG \\# 0\n", 1, "TSIG is no type of data"),
         ("a.other. 1 A 192.0.2.1\n", 1, "a.other. is outside the zone members.example."),
         ("a 1 SOA a b 1 2 3 4 5\n", 1, "an SOA belongs to members.example. only"),

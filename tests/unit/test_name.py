@@ -46,6 +46,7 @@ def test_the_compressed_names_of_the_rfc_are_read(offset: int, text: str, after:
 
 
 @pytest.mark.rfc("1035", "4.1.4")
+@pytest.mark.rfc("6891", "5")
 @pytest.mark.parametrize(
     ("message", "offset", "reason"),
     [
@@ -150,6 +151,7 @@ def test_each_suffix_is_remembered_from_its_own_label() -> None:
 
 
 @pytest.mark.rfc("4343", "2.1")
+@pytest.mark.rfc("2181", "11")
 @pytest.mark.parametrize(
     ("name", "text"),
     [

@@ -58,6 +58,7 @@ def test_names_are_made_whole_where_the_rfcs_allow_compression(rtype: int, sent:
 
 
 @pytest.mark.rfc("4034", "6.2")
+@pytest.mark.rfc("6672", "2.5")
 @pytest.mark.parametrize(("rtype", "sent", "whole"), WELL_FORMED)
 def test_canonical_form_folds_names_and_only_names(rtype: int, sent: bytes, whole: bytes) -> None:
     folded = rdata.canonical(rtype, whole)

@@ -140,6 +140,7 @@ def test_an_extended_rcode_is_split_over_header_and_opt() -> None:
     assert reply.message.header.rcode == 0
 
 
+@pytest.mark.rfc("8914", "3")
 def test_the_words_of_an_error_go_before_the_limit_is_passed() -> None:
     label = "a" * 63
     message = decode(query_message(f"{label}.{label}.{label}.{'b' * 55}.", edns=Opt(512)))

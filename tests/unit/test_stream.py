@@ -25,6 +25,7 @@ class Pipe(asyncio.Transport):
     def __init__(self, address: str = "192.0.2.7") -> None:
         super().__init__({"peername": (address, 40000), "sockname": ("192.0.2.1", 53)})
         self.written = b""
+        self.writes: list[bytes] = []
         self.ended = ""
         self.reading = True
         self.unread = 0
@@ -32,6 +33,7 @@ class Pipe(asyncio.Transport):
 
     def write(self, data: Any) -> None:
         self.written += bytes(data)
+        self.writes.append(bytes(data))
 
     def close(self) -> None:
         self.ended = self.ended or "close"
@@ -103,6 +105,9 @@ def in_time(scenario: Callable[[], Any]) -> None:
 
 
 @pytest.mark.rfc("7766", "6.2.1.1")
+@pytest.mark.rfc("7766", "5")
+@pytest.mark.rfc("7766", "7")
+@pytest.mark.rfc("7766", "8")
 def test_answers_go_out_as_they_become_ready() -> None:
     async def scenario() -> None:
         house = House()
@@ -120,6 +125,7 @@ def test_answers_go_out_as_they_become_ready() -> None:
 
 
 @pytest.mark.rfc("7766", "6.2.3")
+@pytest.mark.rfc("7858", "3.4")
 def test_an_idle_connection_is_dropped_and_a_trickle_is_idle() -> None:
     async def scenario() -> None:
         house = House()
@@ -159,7 +165,6 @@ def test_who_is_owed_an_answer_or_has_a_subscription_is_not_idle() -> None:
     in_time(scenario)
 
 
-@pytest.mark.rfc("7766", "6.2.4")
 def test_who_sends_no_more_is_answered_still() -> None:
     async def scenario() -> None:
         house = House()
@@ -173,6 +178,34 @@ def test_who_sends_no_more_is_answered_still() -> None:
     in_time(scenario)
 
 
+@pytest.mark.rfc("7766", "6.2.4")
+def test_nothing_is_sent_once_the_connection_is_gone() -> None:
+    async def scenario() -> None:
+        house = House()
+        pipe = house.connect()
+        pipe.connection.data_received(framed(b"ask"))
+        pipe.abort()
+        house.asked[0][1](b"answer")
+        await asyncio.sleep(0)
+        house.asked[0][1](b"once more")
+        assert pipe.written == b""
+
+    in_time(scenario)
+
+
+@pytest.mark.rfc("7766", "8")
+def test_length_and_message_go_out_in_one_write() -> None:
+    async def scenario() -> None:
+        house = House()
+        pipe = house.connect()
+        pipe.connection.data_received(framed(b"ask"))
+        house.asked[0][1](b"answer")
+        assert pipe.writes == [framed(b"answer")]
+
+    in_time(scenario)
+
+
+@pytest.mark.rfc("7828", "5")
 def test_who_does_not_read_is_not_asked_for_more_and_dropped_in_the_end() -> None:
     async def scenario() -> None:
         house = House()
@@ -209,6 +242,7 @@ def test_of_many_that_do_not_read_the_first_goes(monkeypatch: pytest.MonkeyPatch
     in_time(scenario)
 
 
+@pytest.mark.rfc("7828", "5")
 def test_a_peer_that_leaves_too_much_unread_is_cut_off() -> None:
     async def scenario() -> None:
         pipe = House().connect()
@@ -234,7 +268,7 @@ def test_limits_of_numbers() -> None:
     in_time(scenario)
 
 
-@pytest.mark.rfc("7828", "3.4")
+@pytest.mark.rfc("7828", "3.3.2")
 def test_when_places_are_short_clients_are_asked_to_close() -> None:
     async def scenario() -> None:
         house = House()
@@ -261,10 +295,10 @@ def contexts(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, 
 class Client:
     """A TLS client over a pipe."""
 
-    def __init__(self, context: ssl.SSLContext, pipe: Pipe) -> None:
+    def __init__(self, context: ssl.SSLContext, pipe: Pipe, session: ssl.SSLSession | None = None) -> None:
         self.pipe = pipe
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.object = context.wrap_bio(self._in, self._out, server_hostname="ns.example")
+        self.object = context.wrap_bio(self._in, self._out, server_hostname="ns.example", session=session)
 
     def flush(self) -> None:
         """Both ways until nothing is left."""
@@ -290,6 +324,8 @@ class Client:
         return self.object.read()
 
 
+@pytest.mark.rfc("7858", "3.3")
+@pytest.mark.rfc("7858", "3.4")
 def test_tls_from_end_to_end(contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
     async def scenario() -> None:
         house = House()
@@ -318,6 +354,41 @@ def test_tls_from_end_to_end(contexts: tuple[ssl.SSLContext, ssl.SSLContext]) ->
     in_time(scenario)
 
 
+@pytest.mark.rfc("7858", "3.4")
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_session_is_resumed(contexts: tuple[ssl.SSLContext, ssl.SSLContext], version: ssl.TLSVersion) -> None:
+    async def scenario() -> None:
+        house = House()
+        house.server.tls_context = contexts[0]
+        first = Client(contexts[1], house.connect("tls"))
+        first.shake()
+        first.object.write(framed(b"ask"))
+        first.flush()
+        house.asked[0][1](b"answer")
+        assert first.read() == framed(b"answer")
+        again = Client(contexts[1], house.connect("tls"), first.object.session)
+        again.shake()
+        assert again.object.session_reused
+
+    contexts[1].maximum_version = version
+    in_time(scenario)
+    contexts[1].maximum_version = ssl.TLSVersion.MAXIMUM_SUPPORTED
+
+
+@pytest.mark.rfc("7858", "3.4")
+def test_an_orderly_end_is_said_within_tls(contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+    async def scenario() -> None:
+        house = House()
+        house.server.tls_context = contexts[0]
+        client = Client(contexts[1], house.connect("tls"))
+        client.shake()
+        await house.server.close()
+        assert client.read() == b"", "close_notify; without it the client would wait for more"
+        assert client.pipe.ended == "close"
+
+    in_time(scenario)
+
+
 def test_a_handshake_costs_nothing_before_its_first_octet_and_has_its_time(
     contexts: tuple[ssl.SSLContext, ssl.SSLContext],
 ) -> None:
@@ -337,6 +408,7 @@ def test_a_handshake_costs_nothing_before_its_first_octet_and_has_its_time(
     in_time(scenario)
 
 
+@pytest.mark.rfc("7858", "3.1")
 def test_what_is_no_tls_gets_an_alert(contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
     async def scenario() -> None:
         house = House()
@@ -370,9 +442,11 @@ def test_handshakes_beyond_the_rate_wait(contexts: tuple[ssl.SSLContext, ssl.SSL
 
 
 @pytest.mark.rfc("7858", "3.1")
+@pytest.mark.rfc("7830", "6")
+@pytest.mark.rfc("7858", "8")
 def test_old_tls_is_refused(contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
     assert contexts[0].minimum_version == ssl.TLSVersion.TLSv1_2
-    assert contexts[0].options & ssl.OP_NO_RENEGOTIATION
+    assert contexts[0].options & ssl.OP_NO_RENEGOTIATION and contexts[0].options & ssl.OP_NO_COMPRESSION
 
 
 def test_a_certificate_that_cannot_be_used_is_told_in_words(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Places for connections: the total, the share of an address, and who goes for a newcomer."""
 
+import pytest
+
 from server.addresses import sharer
 from server.transport import stream_table
 from server.transport.stream_table import StreamTable
@@ -31,6 +33,7 @@ class Hall:
         )
 
 
+@pytest.mark.rfc("7766", "6.2.2")
 def test_an_address_has_its_share_and_gets_it_back() -> None:
     hall = Hall(100, 2)
     assert [hall.come(number, "192.0.2.1") for number in (1, 2, 3)] == ["", "", "per_address"]

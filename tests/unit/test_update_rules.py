@@ -185,6 +185,7 @@ TEXT = """
 
 
 @pytest.mark.rfc("2136", "7.12")
+@pytest.mark.rfc("2181", "5.2")
 def test_an_rrset_has_one_ttl_that_of_the_last_add() -> None:
     draft = apply(zone_of_text(TEXT), add("mac.members.example.", 90, "A", "192.0.2.2"))
     assert draft.rrset(MAC, Type.A) == RRset(Type.A, 90, (A, rdata("A", "192.0.2.2")), (0, 0))
