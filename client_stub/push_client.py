@@ -259,7 +259,10 @@ class PushClient:
         self._effects.append(Unusable(f"the server answers {rcode_text(message.rcode)}", seconds))
 
     def _take_interval(self, milliseconds: int) -> None:
-        self._interval = None if milliseconds == NO_LIMIT else max(milliseconds, MIN_KEEPALIVE_MS) / 1000
+        if milliseconds < MIN_KEEPALIVE_MS:
+            self._effects.append(Broken("a keepalive interval below ten seconds"))  # RFC 8490 §6.5.2
+            return
+        self._interval = None if milliseconds == NO_LIMIT else milliseconds / 1000
 
     def _told(self, message: DsoMessage, now: Now) -> None:
         primary = message.primary

@@ -29,7 +29,7 @@ MAX_PUSH_OCTETS: Final = 16382
 NO_LIMIT: Final = 0xFFFFFFFF
 """Milliseconds of a timeout that is switched off (RFC 8490 §7.1)."""
 MIN_KEEPALIVE_MS: Final = 10_000
-"""RFC 8490 §7.1.1: no interval may be shorter."""
+"""RFC 8490 §6.5.2: no interval may be shorter."""
 PADDING_BLOCK: Final = 468
 
 _TLV: Final = struct.Struct("!HH")
@@ -247,6 +247,8 @@ def decode_push(message: DsoMessage) -> list[PushedRecord]:
     """The records of a PUSH; names in rdata whole, though a server may compress them (RFC 8765 §6.3.1)."""
     tlv = message.tlvs[0]
     wire = message.wire
+    if len(wire) > MAX_PUSH_OCTETS:
+        raise DecodeError("PUSH longer than 16382 octets", MAX_PUSH_OCTETS)
     position, end = tlv.offset, tlv.offset + len(tlv.data)
     records: list[PushedRecord] = []
     while position < end:
@@ -259,7 +261,7 @@ def decode_push(message: DsoMessage) -> list[PushedRecord]:
             raise DecodeError("pushed rdata runs past its TLV", position)
         if ttl == PUSH_REMOVE_SET and rdlength:
             raise DecodeError("collective removal with rdata", position)
-        if ttl <= PUSH_HIGHEST_TTL and Class.ANY in (rtype, rclass):
+        if (ttl <= PUSH_HIGHEST_TTL or ttl == PUSH_REMOVE_ONE) and Class.ANY in (rtype, rclass):
             raise DecodeError("pushed record of type or class ANY", position)
         rdata = expand(rtype, wire, position, rdlength) if ttl != PUSH_REMOVE_SET and rdlength else b""
         records.append(PushedRecord(name, rtype, rclass, ttl, rdata))

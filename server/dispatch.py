@@ -124,6 +124,9 @@ class Dispatcher:
         if len(wire) < HEADER_OCTETS:
             self._drop("short", send)
             return
+        if peer.transport == "tls" and self._dso is not None and self._dso.is_leaving(peer.via):
+            self._drop("session told to end", send)
+            return
         if wire[2] & _KIND == _UPDATE:
             if not self._admits(peer):
                 self._send(header_only(decode_header(wire), Rcode.REFUSED), peer, Opcode.UPDATE, Rcode.REFUSED, send)

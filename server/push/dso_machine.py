@@ -37,7 +37,10 @@ from server.zone.model import RR, Change
 
 CLOSE_SECONDS: Final = 5.0  # after a Retry Delay the client has this long to close (RFC 8490 §6.6.1)
 ERROR_RETRY_MS: Final = 300_000  # RFC 8765 §6.2.2 recommends five minutes for errors that may pass
+FULL_RETRY_MS: Final = 60_000  # one minute for SERVFAIL
 LASTING_RETRY_MS: Final = 3_600_000  # and an hour for what this server does not do
+GOODBYE_STEP_MS: Final = 100  # between the returns of clients sent away together (RFC 8490 §6.6.1.1): ten a second
+GOODBYE_SPREAD_MS: Final = 60_000
 _SLICE: Final = 200  # sessions served in one call, so that queries get their turn in between
 
 
@@ -156,6 +159,11 @@ class DsoMachine:
         """Whether this connection is a DSO session, so that its timeouts are RFC 8490's and nobody else's."""
         return via in self._sessions
 
+    def is_leaving(self, via: int) -> bool:
+        """Whether the client was asked to leave: what it sent meanwhile is ignored in silence (RFC 8490 §6.6.1.1)."""
+        session = self._sessions.get(via)
+        return session is not None and session.closes_at is not None
+
     def take_effects(self) -> list[Effect]:
         """What to do now, in order. Work that is left makes `next_deadline` say "at once"."""
         effects, self._effects = self._effects, []
@@ -186,6 +194,8 @@ class DsoMachine:
 
     def receive(self, via: int, wire: bytes, now: float) -> None:
         """Take a DSO message that came on a TLS connection."""
+        if self.is_leaving(via):
+            return
         session = self._sessions.get(via)
         if session is not None:
             session.heard_at = now
@@ -258,9 +268,15 @@ class DsoMachine:
                     self._mark(topic)
 
     def close(self, retry_ms: int, now: float) -> None:
-        """Ask every client to leave and not to come back for a while (RFC 8490 §6.6.1)."""
-        for session in self._sessions.values():
-            self._effects.append(SendDso(session.via, encode_dso(0, (retry_delay(retry_ms),))))
+        """Ask every client to leave and not to come back for a while, `retry_ms` or more (RFC 8490 §6.6.1).
+
+        Nothing is said to them after that.
+        """
+        self._dirty.clear()
+        for number, session in enumerate(self._sessions.values()):
+            delay = retry_ms + number * GOODBYE_STEP_MS % GOODBYE_SPREAD_MS
+            self._effects.append(SendDso(session.via, encode_dso(0, (retry_delay(delay),))))
+            session.dirty.clear()
             session.closes_at = now + CLOSE_SECONDS
             heapq.heappush(self._deadlines, (session.closes_at, session.via))
 
@@ -302,7 +318,7 @@ class DsoMachine:
         if rcode == Rcode.NOERROR and self._is_full(session):
             rcode = Rcode.SERVFAIL
         if rcode != Rcode.NOERROR:
-            delay = LASTING_RETRY_MS if rcode == Rcode.NOTIMP else ERROR_RETRY_MS
+            delay = {Rcode.NOTIMP: LASTING_RETRY_MS, Rcode.SERVFAIL: FULL_RETRY_MS}.get(rcode, ERROR_RETRY_MS)
             self._refuse(via, message.id, rcode, delay, "not to be subscribed to", pads=pads)
             return
         session = self._establish(via, now)
@@ -412,6 +428,8 @@ class DsoMachine:
         topic.is_stale = True
         for watch in topic.watches:
             session = watch.session
+            if session.closes_at is not None:
+                continue
             session.dirty[watch] = None
             if not session.is_paused:
                 self._dirty[session] = None

@@ -64,6 +64,10 @@ class DsoService:
         """Whether stateful operations are served to this peer: on TLS only (RFC 8765 §4)."""
         return self._is_enabled and self._is_open and peer.transport == "tls"
 
+    def is_leaving(self, via: int) -> bool:
+        """Whether this connection was told to end: whatever comes on it is ignored (RFC 8490 §6.6.1.1)."""
+        return self._machine.is_leaving(via)
+
     def receive(self, wire: bytes, peer: Peer) -> None:
         """Take a DSO message; what is to be said goes out by `send` before this returns, or soon after."""
         try:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from protocol.constants import HEADER_OCTETS, QR, Class, EdnsOption, Opcode, Rcode, Type
 from protocol.edns import LlqOption, Opt, UpdateLease
 from protocol.errors import DecodeError
-from protocol.message import Question, decode, encode
+from protocol.message import OptError, Question, decode, encode
 from protocol.name import fold
 from server.config import LlqSettings
 from server.peer import Peer
@@ -150,6 +150,8 @@ def limit(wire: bytes) -> int:
     """No reply to a datagram is longer than the client allows, but for a question and a signature that fill 512."""
     try:
         request = decode(wire)
+    except OptError as error:
+        return 512 if error.questions else HEADER_OCTETS + len(Opt().encode())
     except DecodeError:
         return HEADER_OCTETS
     if request.opt is None:

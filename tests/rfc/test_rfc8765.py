@@ -103,6 +103,12 @@ def aaaa(name: bytes, address: str) -> RR:
 
 
 @pytest.mark.rfc("8490", "5.1")
+@pytest.mark.rfc("8490", "3")
+@pytest.mark.rfc("8490", "5.1.1")
+@pytest.mark.rfc("8490", "5.2")
+@pytest.mark.rfc("8490", "5.4.1")
+@pytest.mark.rfc("8490", "5.4.2")
+@pytest.mark.rfc("8490", "7.1")
 def test_a_keepalive_opens_a_session_and_tells_the_servers_times() -> None:
     rig = Rig(DsoLimits(inactivity_seconds=20, keepalive_seconds=60))
     rig.ask(5, keepalive(1, 2))
@@ -116,6 +122,13 @@ def test_a_keepalive_opens_a_session_and_tells_the_servers_times() -> None:
 
 @pytest.mark.rfc("8765", "6.2")
 @pytest.mark.rfc("8765", "6.3")
+@pytest.mark.rfc("8490", "5.1")
+@pytest.mark.rfc("8490", "5.5")
+@pytest.mark.rfc("8490", "6.1")
+@pytest.mark.rfc("8490", "7.1")
+@pytest.mark.rfc("8765", "6")
+@pytest.mark.rfc("8765", "6.2.1")
+@pytest.mark.rfc("8765", "6.2.2")
 def test_subscribe_answers_then_pushes_what_is_there() -> None:
     rig = Rig(content={MAC: [a(MAC, "203.0.113.7"), aaaa(MAC, "fd00::1")]})
     rig.subscribe(9, MAC, Type.A)
@@ -125,6 +138,8 @@ def test_subscribe_answers_then_pushes_what_is_there() -> None:
 
 
 @pytest.mark.rfc("8765", "6.2.2")
+@pytest.mark.rfc("8765", "6.2.1")
+@pytest.mark.rfc("8765", "6.3.1")
 def test_a_name_that_does_not_exist_yet_may_be_subscribed_to_and_gets_no_empty_push() -> None:
     rig = Rig()
     rig.subscribe(9, MAC, Type.A)
@@ -149,6 +164,7 @@ def test_removals_come_first_and_in_their_most_compact_form() -> None:
 
 
 @pytest.mark.rfc("8765", "6.3.1")
+@pytest.mark.rfc("8765", "6.2.1")
 def test_a_whole_name_goes_in_one_record_for_who_watches_all_of_it() -> None:
     rig = Rig(content={MAC: [a(MAC, "203.0.113.1"), aaaa(MAC, "fd00::1")]})
     rig.subscribe(9, MAC, Type.ANY)
@@ -203,6 +219,7 @@ def test_names_compare_without_case_and_types_that_nobody_watches_are_not_looked
 
 
 @pytest.mark.rfc("8765", "6.4")
+@pytest.mark.rfc("8765", "6.4.1")
 def test_unsubscribe_ends_it_and_an_unknown_id_is_ignored() -> None:
     rig = Rig()
     rig.subscribe(1, MAC, Type.A)
@@ -218,6 +235,8 @@ def test_unsubscribe_ends_it_and_an_unknown_id_is_ignored() -> None:
 
 
 @pytest.mark.rfc("8765", "6.5")
+@pytest.mark.rfc("8490", "5.4.3")
+@pytest.mark.rfc("8490", "5.5")
 def test_reconfirm_is_taken_without_an_answer() -> None:
     rig = Rig()
     rig.subscribe(1, MAC, Type.A)
@@ -245,6 +264,17 @@ FATAL_REQUESTS = {
 
 @pytest.mark.rfc("8490", "5.4")
 @pytest.mark.rfc("8765", "6.2.1")
+@pytest.mark.rfc("8490", "5.3.1")
+@pytest.mark.rfc("8490", "5.4.1")
+@pytest.mark.rfc("8490", "5.4.3")
+@pytest.mark.rfc("8490", "5.4.5")
+@pytest.mark.rfc("8490", "5.5.2")
+@pytest.mark.rfc("8490", "5.5.3")
+@pytest.mark.rfc("8490", "6.6.1")
+@pytest.mark.rfc("8490", "7.1")
+@pytest.mark.rfc("8490", "7.2.1")
+@pytest.mark.rfc("8490", "8.2")
+@pytest.mark.rfc("8765", "6.3")
 @pytest.mark.parametrize(("message_id", "tlv"), FATAL_REQUESTS.values(), ids=FATAL_REQUESTS.keys())
 def test_fatal_messages_end_the_session(message_id: int, tlv: tuple[int, bytes]) -> None:
     rig = Rig()
@@ -256,6 +286,11 @@ def test_fatal_messages_end_the_session(message_id: int, tlv: tuple[int, bytes])
 
 
 @pytest.mark.rfc("8490", "5.4")
+@pytest.mark.rfc("8490", "5.4.1")
+@pytest.mark.rfc("8490", "5.5.2")
+@pytest.mark.rfc("8765", "6.2")
+@pytest.mark.rfc("8765", "6.4")
+@pytest.mark.rfc("8765", "6.5")
 def test_responses_are_fatal_and_so_is_a_second_tlv_that_only_may_come_first() -> None:
     rig = Rig()
     rig.ask(1, keepalive(1, 2))
@@ -266,6 +301,8 @@ def test_responses_are_fatal_and_so_is_a_second_tlv_that_only_may_come_first() -
 
 
 @pytest.mark.rfc("8490", "5.1")
+@pytest.mark.rfc("8490", "11.1")
+@pytest.mark.rfc("8490", "5.4.3")
 def test_before_a_session_unidirectional_messages_are_fatal_and_errors_open_none() -> None:
     rig = Rig()
     rig.ask(0, unsubscribe(1))
@@ -276,6 +313,8 @@ def test_before_a_session_unidirectional_messages_are_fatal_and_errors_open_none
 
 
 @pytest.mark.rfc("8765", "6.2.2")
+@pytest.mark.rfc("8490", "7.2.2")
+@pytest.mark.rfc("8765", "6.2.1")
 @pytest.mark.parametrize(
     ("tlv", "rcode"),
     [
@@ -296,6 +335,7 @@ def test_errors_carry_a_time_to_stay_away(tlv: tuple[int, bytes], rcode: Rcode) 
 
 
 @pytest.mark.rfc("8490", "5.4")
+@pytest.mark.rfc("8490", "5.4.6")
 def test_counts_that_are_not_zero_are_formerr() -> None:
     rig = Rig()
     wire = bytearray(encode_dso(4, [keepalive(1, 2)]))
@@ -304,12 +344,13 @@ def test_counts_that_are_not_zero_are_formerr() -> None:
     assert rig.reply()[:2] == (4, Rcode.FORMERR)
 
 
+@pytest.mark.rfc("8765", "6.2.2")
 def test_limits_are_servfail_with_a_time_to_stay_away() -> None:
     rig = Rig(DsoLimits(maximum_per_session=1, maximum_subscriptions=2))
     rig.subscribe(1, MAC, Type.A)
     rig.wires()
     rig.subscribe(2, PC, Type.A)
-    assert rig.reply() == (2, Rcode.SERVFAIL, 300_000)
+    assert rig.reply() == (2, Rcode.SERVFAIL, 60_000)
     rig.subscribe(1, MAC, Type.A, via=8)
     rig.wires()
     rig.subscribe(1, MAC, Type.A, via=9)
@@ -318,6 +359,7 @@ def test_limits_are_servfail_with_a_time_to_stay_away() -> None:
 
 
 @pytest.mark.rfc("8490", "7.3")
+@pytest.mark.rfc("8490", "5.4.6")
 def test_padding_asked_for_is_padding_given() -> None:
     rig = Rig()
     rig.ask(1, keepalive(1, 2), (DsoType.PADDING, b"\0"))
@@ -327,6 +369,7 @@ def test_padding_asked_for_is_padding_given() -> None:
 
 
 @pytest.mark.rfc("8490", "6.4")
+@pytest.mark.rfc("8490", "6.4.1")
 def test_a_session_without_subscriptions_ends_after_twice_its_inactivity() -> None:
     rig = Rig(DsoLimits(inactivity_seconds=15))
     rig.ask(1, keepalive(1, 2))
@@ -341,6 +384,7 @@ def test_a_session_without_subscriptions_ends_after_twice_its_inactivity() -> No
 
 @pytest.mark.rfc("8490", "6.4")
 @pytest.mark.rfc("8490", "6.5")
+@pytest.mark.rfc("8490", "6.5.1")
 def test_a_subscription_keeps_a_session_until_nothing_is_heard_for_two_intervals() -> None:
     rig = Rig(DsoLimits(inactivity_seconds=15, keepalive_seconds=60))
     rig.subscribe(1, MAC, Type.A)
@@ -365,6 +409,8 @@ def test_an_ordinary_query_counts_as_activity() -> None:
 
 
 @pytest.mark.rfc("8490", "6.6.1")
+@pytest.mark.rfc("8490", "5.5.3")
+@pytest.mark.rfc("8490", "7.2.1")
 def test_a_server_that_stops_asks_its_clients_to_leave_and_aborts_who_stays() -> None:
     rig = Rig()
     rig.subscribe(1, MAC, Type.A)
@@ -376,6 +422,76 @@ def test_a_server_that_stops_asks_its_clients_to_leave_and_aborts_who_stays() ->
     assert rig.wires() == []
     rig.machine.handle_deadline(rig.now + 5)
     assert rig.aborts()
+
+
+@pytest.mark.rfc("8490", "6.6.1")
+@pytest.mark.rfc("8490", "6.6.1.1")
+def test_nothing_is_said_to_who_was_asked_to_leave_and_nothing_taken() -> None:
+    rig = Rig()
+    rig.subscribe(1, MAC, Type.A)
+    rig.machine.close(5_000, rig.now)
+    rig.wires()
+    rig.subscribe(2, PC, Type.A)
+    rig.ask(3, keepalive(1, 2))
+    rig.ask(0, unsubscribe(1))
+    rig.change([], [a(MAC, "203.0.113.1")])
+    rig.machine.stream_paused(VIA)
+    rig.machine.stream_resumed(VIA)
+    assert rig.wires() == [] and rig.machine.next_deadline() == rig.now + 5
+
+
+@pytest.mark.rfc("8490", "6.6.1.1")
+def test_clients_sent_away_together_come_back_one_after_the_other() -> None:
+    rig = Rig()
+    for via in range(700):
+        rig.ask(1, keepalive(1, 2), via=via)
+    rig.machine.take_effects()
+    rig.machine.close(5_000, rig.now)
+    told = [decode_dso(effect.wire).primary for effect in rig.machine.take_effects() if not isinstance(effect, Abort)]
+    delays = [decode_retry_delay(tlv) for tlv in told if tlv is not None]
+    assert delays[:3] == [5_000, 5_100, 5_200]
+    assert len(delays) == 700 and len(set(delays)) == 600 and max(delays) < 65_000
+
+
+@pytest.mark.rfc("8490", "5.4.5")
+@pytest.mark.rfc("8490", "5.5.3")
+def test_a_tlv_nobody_knows_is_an_error_in_front_and_ignored_behind() -> None:
+    """The error does not repeat it, and the session goes on."""
+    rig = Rig()
+    rig.ask(1, keepalive(1, 2), (0xF001, b"more"), (0xF002, b""))
+    assert rig.reply() == (1, Rcode.NOERROR, 0)
+    rig.ask(2, (0xF000, b"what"))
+    (wire,) = rig.wires()
+    message = decode_dso(wire)
+    assert (message.id, message.rcode, [tlv.type for tlv in message.tlvs]) == (
+        2,
+        Rcode.DSOTYPENI,
+        [DsoType.RETRY_DELAY],
+    )
+    rig.subscribe(3, MAC, Type.A)
+    assert rig.reply() == (3, Rcode.NOERROR, 0)
+
+
+@pytest.mark.rfc("8490", "5.4.2")
+def test_what_has_no_tlv_is_formerr_or_fatal() -> None:
+    rig = Rig()
+    rig.ask(4)
+    assert rig.reply()[:2] == (4, Rcode.FORMERR)
+    rig.ask(5, keepalive(1, 2))
+    rig.wires()
+    rig.ask(0)
+    assert rig.aborts()
+
+
+@pytest.mark.rfc("8490", "5.4.1")
+def test_reserved_bits_and_the_rcode_of_a_request_are_ignored_and_come_back_0() -> None:
+    rig = Rig()
+    wire = bytearray(encode_dso(1, [keepalive(1, 2)]))
+    wire[2] |= 0x07
+    wire[3] = 0xFF
+    rig.machine.receive(VIA, bytes(wire), rig.now)
+    (reply,) = rig.wires()
+    assert reply[2:4] == b"\xb0\0"
 
 
 def test_a_client_that_does_not_read_hears_the_net_difference_later() -> None:

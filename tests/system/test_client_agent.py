@@ -462,6 +462,7 @@ async def test_stop_ends_though_the_server_is_gone(world):
 
 
 @pytest.mark.rfc("6281", "5.2")
+@pytest.mark.rfc("8765", "7")
 async def test_certificate_for_another_name_gets_no_update(world, certificates):
     _, _, (chain, private) = certificates
     await world.dns.stop()
@@ -472,6 +473,7 @@ async def test_certificate_for_another_name_gets_no_update(world, certificates):
     assert world.dns.updates == []
 
 
+@pytest.mark.rfc("8765", "7")
 async def test_unpinned_certificate_gets_no_update(world, certificates):
     _, _, (chain, _) = certificates
     await world.agent(dns={"server": f"{HERE}:{world.dns.port}", "ca_file": str(chain)})
@@ -581,6 +583,7 @@ async def test_noise_before_the_answer_is_ignored(world):
     assert await resolver(world).answers(NS, Type.A) == [IPv4Address(HERE).packed]
 
 
+@pytest.mark.rfc("8765", "6.1")
 async def test_zone_and_services_are_found(world):
     found = resolver(world)
     assert await found.zone_of(from_text("mac.alice.members.example")) == ZONE

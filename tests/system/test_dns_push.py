@@ -134,6 +134,8 @@ def test_the_service_is_announced_for_the_zone_and_open_members(target: Target) 
 
 
 @pytest.mark.rfc("8765", "6.3")
+@pytest.mark.rfc("8765", "3")
+@pytest.mark.rfc("8765", "6.3.1")
 def test_changes_are_pushed_as_they_are_committed(target: Target) -> None:
     with over_tls(target) as client, over_tls(target) as other:
         assert client.subscribe(1, MAC, Type.A).rcode == Rcode.NOERROR
@@ -162,6 +164,8 @@ def test_private_names_and_names_of_others_are_refused_alike(target: Target) -> 
 
 
 @pytest.mark.rfc("8765", "4")
+@pytest.mark.rfc("8490", "11")
+@pytest.mark.rfc("8765", "5")
 def test_without_tls_there_are_no_stateful_operations(target: Target) -> None:
     with socket.create_connection(("127.0.0.1", target.running.port), SECONDS) as sock:
         client = Client(sock)
@@ -175,6 +179,8 @@ def test_without_tls_there_are_no_stateful_operations(target: Target) -> None:
 
 @pytest.mark.rfc("8490", "5.4")
 @pytest.mark.rfc("8490", "7.1.2")
+@pytest.mark.rfc("8490", "5.3.1")
+@pytest.mark.rfc("8490", "5.4.6")
 def test_what_is_fatal_resets_the_connection_and_no_other(target: Target) -> None:
     query = dns.message.make_query("mac.alice.members.example.", "A", use_edns=0)
     query.use_edns(0, options=[dns.edns.GenericOption(11, b"")])

@@ -364,6 +364,7 @@ def test_refusal_is_polled(rcode):
     assert (wire.state, wire.polls) == (State.POLLING, [0])
 
 
+@pytest.mark.rfc("8765", "6.8")
 def test_no_service_announced_is_polled():
     wire = Wire()
     wire.client.subscribe(QUESTION, now=wire.now)

@@ -7,7 +7,17 @@ import pytest
 from client_stub.llq_client import Broken, Now, Send, State, StateChanged, Unusable, ViewChanged
 from client_stub.push_client import PushClient, PushSettings
 from protocol.constants import Class, Rcode, Type
-from protocol.dso import DsoType, PushedRecord, encode_dso, encode_push, keepalive, retry_delay, subscribe
+from protocol.dso import (
+    PUSH_REMOVE_ONE,
+    PUSH_REMOVE_SET,
+    DsoType,
+    PushedRecord,
+    encode_dso,
+    encode_push,
+    keepalive,
+    retry_delay,
+    subscribe,
+)
 from protocol.message import Question
 from protocol.name import from_text
 from server.push.dso_machine import Abort, DsoLimits, DsoMachine
@@ -117,6 +127,7 @@ def watching(*names: bytes) -> Pair:
     return pair
 
 
+@pytest.mark.rfc("8765", "6.3.1")
 def test_what_is_there_and_what_changes_is_seen() -> None:
     pair = Pair()
     pair.change(MAC, {"203.0.113.1", "203.0.113.2"})
@@ -132,6 +143,7 @@ def test_what_is_there_and_what_changes_is_seen() -> None:
     assert pair.views[MAC] == ()
 
 
+@pytest.mark.rfc("8765", "6.2.1")
 def test_a_name_in_another_case_is_the_same_name() -> None:
     pair = Pair()
     pair.client.subscribe(Question(from_text("MAC.Alice.members.example."), Type.A, Class.IN), now=pair.now)
@@ -141,6 +153,10 @@ def test_a_name_in_another_case_is_the_same_name() -> None:
 
 
 @pytest.mark.rfc("8490", "6.5")
+@pytest.mark.rfc("8490", "5")
+@pytest.mark.rfc("8490", "6.5.1")
+@pytest.mark.rfc("8490", "7.1")
+@pytest.mark.rfc("8765", "6.7")
 def test_keepalives_hold_the_session_at_the_servers_pace() -> None:
     pair = watching()
     pair.run_for(3600)
@@ -148,6 +164,7 @@ def test_keepalives_hold_the_session_at_the_servers_pace() -> None:
     assert pair.machine.has_session(pair.via)
 
 
+@pytest.mark.rfc("8490", "6.6.3")
 def test_a_view_outlives_a_broken_stream_and_is_corrected_on_the_next() -> None:
     pair = Pair()
     pair.change(MAC, {"203.0.113.1"})
@@ -177,6 +194,9 @@ def test_what_was_known_by_other_means_stands_until_corrected() -> None:
     assert pair.views == {}
 
 
+@pytest.mark.rfc("8490", "6.1")
+@pytest.mark.rfc("8490", "9.3")
+@pytest.mark.rfc("8765", "6.4.1")
 def test_unsubscribing_frees_the_servers_side() -> None:
     pair = watching(*NAMES)
     pair.client.unsubscribe(QUESTION, now=pair.now)
@@ -189,6 +209,7 @@ def test_unsubscribing_frees_the_servers_side() -> None:
 
 @pytest.mark.parametrize(("rcode", "seconds"), [(Rcode.REFUSED, 300), (Rcode.NOTAUTH, 300)])
 @pytest.mark.rfc("8765", "6.2.2")
+@pytest.mark.rfc("8490", "7.2")
 def test_a_refusal_says_how_long_to_stay_away(rcode: Rcode, seconds: float) -> None:
     pair = Pair()
     pair.refused = rcode
@@ -197,6 +218,8 @@ def test_a_refusal_says_how_long_to_stay_away(rcode: Rcode, seconds: float) -> N
     assert pair.unusable == [seconds]
 
 
+@pytest.mark.rfc("8490", "5.1.1")
+@pytest.mark.rfc("8490", "6.6.3.3")
 def test_a_server_without_dso_is_left_alone_for_an_hour() -> None:
     client = PushClient(PushSettings(), random.Random(1))
     client.channel_opened(is_stream=True, now=Now(0, UNIX))
@@ -204,6 +227,30 @@ def test_a_server_without_dso_is_left_alone_for_an_hour() -> None:
     client.receive(encode_dso(int.from_bytes(asked[:2], "big"), [], is_response=True, rcode=4), now=Now(0, UNIX))
     (found,) = client.take_effects()
     assert isinstance(found, Unusable) and found.seconds == 3600
+
+
+@pytest.mark.rfc("8490", "7.2.1")
+@pytest.mark.rfc("8765", "6.2.2")
+@pytest.mark.parametrize("rcode", [1, 2, 3, 9, 11, 15])
+@pytest.mark.parametrize("is_response", [True, False])
+def test_any_rcode_may_come_with_a_retry_delay(rcode: int, is_response: bool) -> None:
+    client = PushClient(PushSettings(), random.Random(1))
+    client.channel_opened(is_stream=True, now=Now(0, UNIX))
+    (asked,) = [effect.wire for effect in client.take_effects() if isinstance(effect, Send)]
+    message_id = int.from_bytes(asked[:2], "big") if is_response else 0
+    client.receive(encode_dso(message_id, [retry_delay(9_000)], is_response=is_response, rcode=rcode), now=Now(0, UNIX))
+    (found,) = client.take_effects()
+    assert isinstance(found, Unusable) and found.seconds == 9
+
+
+@pytest.mark.rfc("8490", "5.4.2")
+def test_an_answer_to_a_keepalive_without_its_times_breaks_the_stream() -> None:
+    for tlvs in ([], [(DsoType.PADDING, b"")], [(DsoType.KEEPALIVE, b"short")]):
+        client = PushClient(PushSettings(), random.Random(1))
+        client.channel_opened(is_stream=True, now=Now(0, UNIX))
+        (asked,) = [effect.wire for effect in client.take_effects() if isinstance(effect, Send)]
+        client.receive(encode_dso(int.from_bytes(asked[:2], "big"), tlvs, is_response=True), now=Now(0, UNIX))
+        assert any(isinstance(effect, Broken) for effect in client.take_effects())
 
 
 def established() -> PushClient:
@@ -221,9 +268,18 @@ def established() -> PushClient:
         encode_dso(0, [(DsoType.PUSH, b"\x3f")]),
         encode_dso(0, [(DsoType.KEEPALIVE, b"\0")]),
         encode_push([PushedRecord(MAC, Type.ANY, Class.IN, 60, b"")])[0],
+        encode_push([PushedRecord(MAC, Type.ANY, Class.IN, PUSH_REMOVE_ONE, b"")])[0],
+        encode_push([PushedRecord(MAC, Type.A, Class.ANY, PUSH_REMOVE_ONE, bytes(4))])[0],
+        encode_push([PushedRecord(MAC, Type.A, Class.IN, PUSH_REMOVE_SET, bytes(4))])[0],
+        encode_dso(0, [(DsoType.PUSH, (MAC + b"\0\x01\0\x01\0\0\0\x3c\0\x04" + bytes(4)) * 500)]),
+        encode_dso(0, [keepalive(15_000, 9_999)]),
     ],
 )
 @pytest.mark.rfc("8490", "5.4")
+@pytest.mark.rfc("8490", "6.5.2")
+@pytest.mark.rfc("8490", "7.1")
+@pytest.mark.rfc("8765", "6.2")
+@pytest.mark.rfc("8765", "6.3.1")
 def test_what_only_a_broken_server_says_breaks_the_stream(wire: bytes) -> None:
     client = established()
     client.receive(wire, now=Now(1, UNIX))
@@ -231,6 +287,8 @@ def test_what_only_a_broken_server_says_breaks_the_stream(wire: bytes) -> None:
 
 
 @pytest.mark.rfc("8490", "6.6.1")
+@pytest.mark.rfc("8490", "6.6.3")
+@pytest.mark.rfc("8490", "7.2.1")
 def test_a_server_that_stops_is_left_alone_for_as_long_as_it_says() -> None:
     client = established()
     client.receive(encode_dso(0, [retry_delay(7_000)]), now=Now(1, UNIX))
@@ -239,6 +297,7 @@ def test_a_server_that_stops_is_left_alone_for_as_long_as_it_says() -> None:
 
 
 @pytest.mark.rfc("8765", "6.3.1")
+@pytest.mark.rfc("8765", "6")
 def test_records_with_a_ttl_that_means_nothing_and_of_other_names_are_passed_over() -> None:
     client = established()
     records = [
@@ -251,6 +310,7 @@ def test_records_with_a_ttl_that_means_nothing_and_of_other_names_are_passed_ove
     assert client.take_effects() == []
 
 
+@pytest.mark.rfc("8490", "5.1.1")
 def test_a_silent_server_is_given_up() -> None:
     client = PushClient(PushSettings(reply_wait=10), random.Random(1))
     client.subscribe(QUESTION, now=Now(0, UNIX))

@@ -90,6 +90,15 @@ def test_problem_in_words(tmp_path: Path, text: str, problem: str | None) -> Non
     assert found[0].startswith("[zone].name: ") if problem is None else found == [problem]
 
 
+@pytest.mark.rfc("8490", "6.5.2")
+@pytest.mark.rfc("8490", "7.1")
+def test_an_interval_below_ten_seconds_is_no_configuration(tmp_path: Path) -> None:
+    found = problems(write(tmp_path, "[push]\nkeepalive_seconds = 9\n"))
+    assert [line.partition(": ")[0] for line in found] == ["[push].keepalive_seconds"]
+    least = load(ServerSettings, write(tmp_path, "[push]\nkeepalive_seconds = 10\n"), environment={})
+    assert least.push.keepalive_seconds == 10
+
+
 def test_missing_and_wrong_keys_in_lists_of_tables(tmp_path: Path) -> None:
     file = write(
         tmp_path,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from protocol.constants import AA, QR, RD, TC, Class, Ede, EdnsOption, Opcode, Rcode, Type
+from protocol.dso import encode_dso, keepalive
 from protocol.edns import Opt, UpdateLease
 from protocol.message import Message, Question, decode, encode
 from protocol.name import fold, to_text
@@ -421,3 +422,18 @@ def test_aliases_in_a_loop_are_servfail_and_say_so() -> None:
     reply = core.query("one.members.example.", edns=Opt(1232))
     assert (reply.rcode, len(reply.answers)) == (Rcode.SERVFAIL, 2)
     assert reply.errors == [(Ede.INVALID_DATA, "aliases in a loop")]
+
+
+class Leaving:
+    """Stateful operations whose every client was told to leave."""
+
+    def is_leaving(self, via: int) -> bool:
+        return True
+
+
+@pytest.mark.rfc("8490", "6.6.1.1")
+@pytest.mark.parametrize("wire", [query_message(MAC), update_message([]), encode_dso(1, [keepalive(1, 2)])])
+def test_what_comes_on_a_session_that_was_told_to_end_is_ignored(core: Core, wire: bytes) -> None:
+    core.dispatcher._dso = Leaving()  # type: ignore[assignment]  # a stand-in
+    assert core.handle(wire, Peer("tls", "192.0.2.7", 40000, 9)) == [b""]
+    assert core.handle(query_message(MAC), TCP) != [b""]

@@ -34,6 +34,7 @@ class Hall:
 
 
 @pytest.mark.rfc("7766", "6.2.2")
+@pytest.mark.rfc("8490", "9.3")
 def test_an_address_has_its_share_and_gets_it_back() -> None:
     hall = Hall(100, 2)
     assert [hall.come(number, "192.0.2.1") for number in (1, 2, 3)] == ["", "", "per_address"]
