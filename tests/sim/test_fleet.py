@@ -3,6 +3,7 @@
 `make sim SEEDS=200` runs many at full size; `HOMING_FLEET_SEEDS=20 pytest tests/sim/test_fleet.py` some at this one.
 """
 
+import asyncio
 import os
 import re
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from server.push.events import NOTHING, make_plan
 from server.push.llq_machine import LlqMachine
 from server.push.survival import Survival
 from server.store.api import Subscriptions
+from server.zone.node import RRset
 from tests.sim.fleet import life
 
 SEEDS = int(os.environ.get("HOMING_FLEET_SEEDS", "2"))
@@ -65,6 +67,18 @@ async def _keep_nothing(survival: Survival, reader: Any, saved: Subscriptions) -
     return dict.fromkeys(await _widened(survival, reader, saved), (NOTHING, NOTHING))
 
 
+_live_records = RRset.live
+
+
+async def _acknowledge_first(writer: Any, pending: Any) -> None:
+    batch = writer._draft(pending)
+    commits = writer._commits(batch)
+    writer._publish(batch)
+    await asyncio.sleep(10)
+    if commits:
+        await writer._store.commit(commits)
+
+
 MUTATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "events are not sent again": ({"server.push.llq_machine.LlqMachine._retry_due": _nothing}, "view of Question"),
     "what changes behind an event is lost": (
@@ -82,6 +96,26 @@ MUTATIONS: dict[str, tuple[dict[str, Any], str]] = {
         "view of Question",
     ),
     "leases do not lapse": ({"server.writer.lapse": _nothing}, "view of Question"),
+    "lapsed records are answered": (
+        {
+            "server.writer.lapse": _nothing,
+            "server.zone.node.RRset.live": lambda rrset, _: rrset,
+            "server.zone.node.RRset.answered_ttl": lambda rrset, _: rrset.ttl,
+        },
+        "told of .* which lapsed",
+    ),
+    "ready answers are kept for ever": (
+        {"server.fastpath._Generation.drop_name": _nothing, "server.fastpath._Generation.drop_ended": _nothing},
+        "told of .* which lapsed",
+    ),
+    "leases end too soon": (
+        {"server.zone.node.RRset.live": lambda rrset, now: _live_records(rrset, now + 2700)},
+        "lost RowKey",
+    ),
+    "updates are acknowledged before they are written": (
+        {"server.writer.Writer.step": _acknowledge_first},
+        "lost RowKey",
+    ),
 }
 
 
