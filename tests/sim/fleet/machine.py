@@ -1,6 +1,5 @@
 """A light machine: publishes its records with a lease, watches others, moves, crashes and comes back."""
 
-import math
 from collections import Counter
 from random import Random
 from typing import Any, Final, NamedTuple, Protocol
@@ -20,8 +19,8 @@ from tests.support.simloop import Address
 
 HOSTS_A_MEMBER: Final = 10
 UPDATE_LEASES: Final = (2 * 3600, 24 * 3600)
-"""Seconds, drawn by each life of a machine: what RFC 6281 has, up to what RFC 9664 makes usual."""
-WATCH_LEASES: Final = (5 * 3600, 8 * 3600)
+"""Seconds, drawn by each life of a machine: from what RFC 6281 has to what RFC 9664 makes usual, rather the latter."""
+WATCH_LEASES: Final = (8 * 3600, 20 * 3600)
 REMEMBERED_SECONDS: Final = 60.0  # message IDs of events applied
 
 Item = tuple[int, bytes]
@@ -83,7 +82,7 @@ class _Update(NamedTuple):
 
 
 class Machine:
-    """Publishes its address, service and place in the member's list; watches the list, news and one other machine."""
+    """Publishes its address, service and place in the member's list; watches news, and the list or another machine."""
 
     def __init__(self, world: World, member: Member, number: int) -> None:
         self._world = world
@@ -122,21 +121,18 @@ class Machine:
         """Wake up somewhere, knowing nothing."""
         self.is_up = True
         self.lives += 1
-        self.update_lease, self.watch_lease = self._draw(UPDATE_LEASES), self._draw(WATCH_LEASES)
+        self.update_lease = round(self._rng.triangular(*UPDATE_LEASES, UPDATE_LEASES[1]))
+        self.watch_lease = self._rng.randint(*WATCH_LEASES)
         self._update, self._is_set_up, self._wants_update = None, False, False
         self.subs = [Sub(Question(name, rtype, Class.IN), self.watch_lease) for name, rtype in self._interests()]
         self._move_in()
         self._later(self._rng.uniform(0.0, 3.0), self.publish)
         self._later(self._rng.uniform(0.0, 5.0), self._set_up)
 
-    def _draw(self, span: tuple[int, int]) -> int:
-        """Short leases as likely as long ones, by their ratio."""
-        return round(math.exp(self._rng.uniform(math.log(span[0]), math.log(span[1]))))
-
     def _interests(self) -> list[tuple[bytes, int]]:
         other = self._rng.choice([other for other in self._member.machines if other is not self])
-        theirs = self._rng.choice(((other.name, Type.A), (other.service, Type.SRV)))
-        return [(self.browse, Type.PTR), theirs, (b"\x04news" + self._member.domain, Type.TXT)]
+        one = self._rng.choice(((self.browse, Type.PTR), (other.name, Type.A), (other.service, Type.SRV)))
+        return [one, (b"\x04news" + self._member.domain, Type.TXT)]
 
     def _move_in(self) -> None:
         self._world.air.machines.pop(self.place, None)

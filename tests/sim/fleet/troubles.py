@@ -19,8 +19,8 @@ from tests.support.clock import START_UNIX
 from tests.support.zones import row_key
 
 OPERATOR: Final = ("198.51.100.251", 4000)
-STORM_SECONDS: Final = 3 * 3600.0
-TROUBLES_A_MACHINE: Final = 0.5  # of a storm
+STORM_SECONDS: Final = 3.5 * 3600.0
+TROUBLES_A_MACHINE: Final = 1.0  # of a storm
 SERVER_TROUBLE_SECONDS: Final = 1200.0  # from one to the next
 ASKED_SHARE: Final = 0.3  # of machines that crash: somebody asks for them when their records lapse
 
