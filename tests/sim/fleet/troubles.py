@@ -22,7 +22,6 @@ OPERATOR: Final = ("198.51.100.251", 4000)
 STORM_SECONDS: Final = 3.5 * 3600.0
 TROUBLES_A_MACHINE: Final = 1.0  # of a storm
 SERVER_TROUBLE_SECONDS: Final = 1200.0  # from one to the next
-ASKED_SHARE: Final = 0.3  # of machines that crash: somebody asks for them when their records lapse
 
 
 class Troubles:
@@ -91,11 +90,10 @@ class Troubles:
         fleet, rng = self._fleet, self._rng
         fleet.counts["crashes"] += 1
         machine.crash()
-        if rng.random() < ASKED_SHARE:
+        pause = rng.uniform(0.0, rng.choice((5.0, 600.0)))
+        if rng.random() < 1 / 3:
+            pause = rng.uniform(0.9, 1.3) * machine.update_lease
             self._ask_when_lapsing(machine)
-        pause = rng.choice(
-            (rng.uniform(0.0, 5.0), rng.uniform(0.0, 600.0), rng.uniform(0.9, 1.3) * machine.update_lease)
-        )
         fleet.loop.after(LATE_SECONDS + pause, fleet.wake_up, machine)
 
     def _ask_when_lapsing(self, machine: Machine) -> None:
