@@ -1,5 +1,6 @@
 """RFC 1034 §4.3.2 on the snapshot: what the answer to a question is, before it is written to the wire."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -60,7 +61,7 @@ def resolve(zone: Zone, name: bytes, rtype: int, now: int) -> Answer:
         if not _is_in(zone, fold(owner)):
             break
     if rtype != Type.ANY or not answer.answers:
-        _add_targets(zone, answer, now)
+        answer.additional += addresses(zone, (*answer.answers, *answer.authority), now)
     return answer
 
 
@@ -178,13 +179,14 @@ def _append(section: list[RR], zone: Zone, owner: bytes, rrset: RRset, now: int)
     section.extend(RR(owner, rrset.rtype, ttl, rdata) for rdata in rrset.rdatas)
 
 
-def _add_targets(zone: Zone, answer: Answer, now: int) -> None:
-    """A and AAAA of the hosts that the answer names, as far as this zone knows them, wildcards included.
+def addresses(zone: Zone, records: Sequence[RR], now: int) -> list[RR]:
+    """A and AAAA of the hosts that records of an answer name, as far as this zone knows them, wildcards included.
 
     What lies below a cut is glue: told with the NS that need it, not as data of ours beside others (RFC 2181 §5.4.1).
     """
-    seen = {(fold(rr.owner), rr.rtype) for rr in answer.answers}
-    for rr in (*answer.answers, *answer.authority):
+    found: list[RR] = []
+    seen = {(fold(rr.owner), rr.rtype) for rr in records}
+    for rr in records:
         at = _TARGET_AT.get(rr.rtype)
         if at is None:
             continue
@@ -201,4 +203,5 @@ def _add_targets(zone: Zone, answer: Answer, now: int) -> None:
             seen.add((key, rtype))
             rrset = zone.rrset(source, rtype, now) if source else None
             if rrset is not None:
-                _append(answer.additional, zone, target, rrset, now)
+                _append(found, zone, target, rrset, now)
+    return found

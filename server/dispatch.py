@@ -8,8 +8,9 @@ opcode 6 on TLS -> DSO sessions and DNS Push, which have neither sections nor si
 QR=1     -> acknowledgement of an event, else dropped (answering responses would make loops)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Final
 
 import structlog
@@ -32,7 +33,7 @@ from protocol.message import Message, OptError, Question, decode, decode_header
 from protocol.name import fold, to_text
 from protocol.tsig import Tsig
 from server.addresses import packed
-from server.answer import resolve
+from server.answer import addresses, resolve
 from server.authn import authenticate
 from server.authority import Authority
 from server.authz import may_read
@@ -54,7 +55,7 @@ from server.response_limit import Verdict, network_of
 from server.system import Clock
 from server.transfer.service import TransferService
 from server.writer import Outcome, PendingUpdate, Writer
-from server.zone.model import Actor
+from server.zone.model import RR, Actor
 from server.zone.update import UpdateError, read_update, zone_of
 from server.zone.zone import Zone, Zones
 
@@ -243,7 +244,7 @@ class Dispatcher:
     def _query(self, request: Authenticated, reply: Reply) -> bytes:
         message = request.message
         if message.opt is not None and message.opt.all(EdnsOption.LLQ):
-            return self._push.query(request, reply, self._lookup_zone)
+            return self._push.query(request, reply, self._lookup_zone, self._addresses)
         if not message.questions and reply.hop.has_cookie:  # only a cookie is wanted (RFC 7873 §5.4)
             return reply.build(Rcode.BADCOOKIE if reply.hop.is_bad else Rcode.NOERROR)
         if len(message.questions) != 1:
@@ -272,6 +273,14 @@ class Dispatcher:
                 Rcode.REFUSED, f"{to_text(question.name)} is in no zone served here", ede=Ede.NOT_AUTHORITATIVE
             )
         return zone
+
+    def _addresses(self, records: Sequence[RR]) -> list[RR]:
+        """Of the hosts that records name, each found in the zone that its record is of."""
+        now = int(self._clock.lease())
+        found: list[RR] = []
+        for zone, group in groupby(records, key=lambda rr: self._zones.enclosing(fold(rr.owner), rr.rtype)):
+            found += addresses(zone, list(group), now) if zone is not None else []
+        return found
 
     def _update(self, request: Authenticated, reply: Reply, send: Send) -> None:
         """Form and policy here; prerequisites and the change in the writer, where they see what came before."""

@@ -20,7 +20,7 @@ from server.push.ledger import Ledger
 from server.push.limits import LlqLimits
 from server.push.llq_machine import LlqMachine
 from server.push.survival import Survival
-from server.reply import Reply
+from server.reply import Reply, write_section
 from server.request import Authenticated, Refusal
 from server.store.api import Store
 from server.system import Clock, Entropy
@@ -28,6 +28,7 @@ from server.zone.model import RR, Change
 from server.zone.zone import Zone, Zones
 
 LookupZone = Callable[[Question], Zone]
+Addresses = Callable[[Sequence[RR]], list[RR]]
 _SECRET_BITS: Final = 256
 
 
@@ -79,8 +80,11 @@ class PushService:
             PushCounts(self._machine.counters, lambda: len(self._machine), lambda: len(self._ledger))
         )
 
-    def query(self, request: Authenticated, reply: Reply, lookup_zone: LookupZone) -> bytes:
-        """Answer a message with LLQ options; `Refusal` when policy lets none of its questions in."""
+    def query(self, request: Authenticated, reply: Reply, lookup_zone: LookupZone, addresses: Addresses) -> bytes:
+        """Answer a message with LLQ options; `Refusal` when policy lets none of its questions in.
+
+        `addresses`: what goes into Additional beside records, as far as there is room (RFC 8764 §5.2.4).
+        """
         message, peer = request.message, request.peer
         assert message.opt is not None
         refusals: list[Refusal] = []
@@ -112,6 +116,8 @@ class PushService:
             if not builder.answer(rr.owner, rr.rtype, rr.ttl, rr.rdata):
                 break
             written += 1
+        if written == len(found.answers):
+            write_section(builder, 3, addresses(found.answers))
         self._machine.answered(found, written, now=now)
         self._driver.wake()
         return reply.finish(builder, Rcode.NOERROR, options)

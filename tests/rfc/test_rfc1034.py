@@ -116,6 +116,7 @@ def test_the_rcode_is_that_of_the_end_of_the_chain(core: Core) -> None:
 
 @pytest.mark.rfc("2308", "2.2")
 @pytest.mark.rfc("2308", "3")
+@pytest.mark.rfc("8764", "4")
 def test_nodata_has_the_soa(core: Core) -> None:
     reply = ask(core, "mac.members.example.", "TXT")
     assert (reply.rcode, reply.answers, reply.authority) == (Rcode.NOERROR, [], [SOA])
@@ -145,6 +146,7 @@ def test_the_case_of_the_question_is_kept(core: Core) -> None:
 
 
 @pytest.mark.rfc("2782", "The format of the SRV RR")
+@pytest.mark.rfc("8764", "4")
 def test_the_addresses_of_an_srv_target_are_added(core: Core) -> None:
     reply = ask(core, "srv.members.example.", "SRV")
     assert reply.additional == [("mac.members.example.", 120, "A", rdata("A", "192.0.2.1"))]

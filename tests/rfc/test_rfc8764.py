@@ -35,6 +35,8 @@ def wire_of(*pairs: tuple[Question, LlqOption], id: int = 7, payload: int = 0) -
 
 
 @pytest.mark.rfc("8764", "5.2.2")
+@pytest.mark.rfc("8764", "5.1")
+@pytest.mark.rfc("8764", "A")
 def test_a_set_up_is_challenged_and_leaves_no_memory() -> None:
     host = Host()
     host.change(add=[a_record(1)])
@@ -100,6 +102,8 @@ def test_leases_are_held_to_rfc_6281_bounds(wish: int, granted: int) -> None:
 
 
 @pytest.mark.rfc("8764", "5.2")
+@pytest.mark.rfc("8764", "5.2.1")
+@pytest.mark.rfc("8764", "5.2.2")
 @pytest.mark.parametrize(
     ("asked", "option", "expected"),
     [
@@ -126,6 +130,8 @@ def test_refused_set_ups_have_id_0_and_lease_0(asked: Question, option: LlqOptio
 
 
 @pytest.mark.rfc("8764", "5.2")
+@pytest.mark.rfc("8764", "5.2.1")
+@pytest.mark.rfc("8764", "5.2.2")
 @pytest.mark.parametrize(
     ("questions", "options", "told"),
     [
@@ -144,6 +150,9 @@ def test_a_malformed_llq_part_is_an_llq_error(
 
 
 @pytest.mark.rfc("8764", "5.2")
+@pytest.mark.rfc("8764", "5.2.1")
+@pytest.mark.rfc("8764", "5.2.2")
+@pytest.mark.rfc("8764", "5.2.3")
 def test_several_questions_succeed_and_fail_each_for_itself() -> None:
     host = Host()
     host.verdicts[ELSEWHERE] = LlqError.UNKNOWN_ERR
@@ -539,6 +548,7 @@ def test_a_refresh_does_not_stop_retransmission() -> None:
 
 
 @pytest.mark.rfc("8764", "7")
+@pytest.mark.rfc("8764", "5.2.2")
 def test_no_event_for_an_expired_llq() -> None:
     host = Host()
     host.establish(lease=900)

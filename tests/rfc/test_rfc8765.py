@@ -129,6 +129,7 @@ def test_a_keepalive_opens_a_session_and_tells_the_servers_times() -> None:
 @pytest.mark.rfc("8765", "6")
 @pytest.mark.rfc("8765", "6.2.1")
 @pytest.mark.rfc("8765", "6.2.2")
+@pytest.mark.rfc("8764", "1.1")
 def test_subscribe_answers_then_pushes_what_is_there() -> None:
     rig = Rig(content={MAC: [a(MAC, "203.0.113.7"), aaaa(MAC, "fd00::1")]})
     rig.subscribe(9, MAC, Type.A)

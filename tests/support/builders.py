@@ -445,7 +445,7 @@ def _identity(rr: RR) -> tuple[bytes, int, bytes]:
 class SilentPush:
     """Stands for the push service: LLQ requests get NOTIMP, no response is an acknowledgement of anything."""
 
-    def query(self, request: Authenticated, reply: Reply, lookup_zone: Callable[[Question], Zone]) -> bytes:
+    def query(self, request: Authenticated, reply: Reply, *_: object) -> bytes:
         return reply.build(Rcode.NOTIMP)
 
     def acknowledge(self, message: Message, peer: Peer) -> bool:

@@ -584,6 +584,7 @@ async def test_noise_before_the_answer_is_ignored(world):
 
 
 @pytest.mark.rfc("8765", "6.1")
+@pytest.mark.rfc("8764", "4")
 async def test_zone_and_services_are_found(world):
     found = resolver(world)
     assert await found.zone_of(from_text("mac.alice.members.example")) == ZONE

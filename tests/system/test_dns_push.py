@@ -122,6 +122,8 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
 
 
 @pytest.mark.rfc("8765", "6.1")
+@pytest.mark.rfc("8764", "1.1")
+@pytest.mark.rfc("8764", "A")
 def test_the_service_is_announced_for_the_zone_and_open_members(target: Target) -> None:
     def push_service(domain: str) -> str:
         query = dns.message.make_query(f"_dns-push-tls._tcp.{domain}", "SRV")

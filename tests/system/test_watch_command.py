@@ -97,6 +97,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
         yield Target(running, ca_file, keys, key_files)
 
 
+@pytest.mark.rfc("8764", "1.1")
 @pytest.mark.parametrize(
     ("options", "way"),
     [
@@ -134,6 +135,7 @@ def test_a_private_member_is_watched_with_its_key(target: Target) -> None:
         watch.until(event="add", rdata="203.0.113.2")
 
 
+@pytest.mark.rfc("8764", "1.1")
 def test_where_push_is_refused_the_next_way_is_gone(target: Target) -> None:
     with watching(target, "ns.members.example", "--via", "auto") as watch:
         assert watch.until(event="way")["via"] == "push"

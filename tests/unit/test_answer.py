@@ -60,6 +60,7 @@ def texts(records: list[RR]) -> list[str]:
 @pytest.mark.rfc("1034", "4.3.2")
 @pytest.mark.rfc("4592", "2.2.2")
 @pytest.mark.rfc("1034", "3.6.2")
+@pytest.mark.rfc("8764", "4")
 @pytest.mark.parametrize(
     ("owner", "rtype", "rcode", "answers"),
     [

@@ -192,6 +192,7 @@ class Wire:
 
 
 @pytest.mark.rfc("8764", "5.2")
+@pytest.mark.rfc("8764", "5.2.3")
 def test_four_way_handshake_over_udp():
     wire = Wire().open()
     (_, setup, first_id), (_, answer, second_id) = wire.server.requests
@@ -293,6 +294,7 @@ def test_malformed_rdata_is_dropped_whole():
 
 
 @pytest.mark.rfc("8764", "7.1")
+@pytest.mark.rfc("8764", "5.3")
 def test_refresh_at_80_90_95_percent_then_new_set_up():
     wire = Wire().open()
     wire.server.is_silent = True
@@ -310,6 +312,8 @@ def test_refresh_at_80_90_95_percent_then_new_set_up():
     assert (wire.state, wire.view) == (State.ESTABLISHED, {Y})
 
 
+@pytest.mark.rfc("8764", "5.3")
+@pytest.mark.rfc("8764", "7.1")
 def test_refresh_is_answered_without_answers_and_keeps_the_view():
     wire = Wire().open()
     wire.run_until(3 * 3600)
@@ -328,6 +332,7 @@ def test_lost_subscription_is_set_up_anew_and_the_answers_replace():
 
 
 @pytest.mark.rfc("8764", "5.1")
+@pytest.mark.rfc("8764", "7.1")
 def test_set_up_retries_then_polls_and_tries_again_in_an_hour():
     wire = Wire()
     wire.server.is_silent = True
@@ -345,6 +350,7 @@ def test_set_up_retries_then_polls_and_tries_again_in_an_hour():
     assert wire.polls == [14, 914, 1814, 2714], "no polls beside a subscription"
 
 
+@pytest.mark.rfc("8764", "5.3")
 def test_server_without_llq_is_polled_and_a_poll_gives_the_view():
     wire = Wire()
     wire.server.knows_llq = False
@@ -365,6 +371,8 @@ def test_refusal_is_polled(rcode):
 
 
 @pytest.mark.rfc("8765", "6.8")
+@pytest.mark.rfc("8764", "4")
+@pytest.mark.rfc("8764", "5.2.3")
 def test_no_service_announced_is_polled():
     wire = Wire()
     wire.client.subscribe(QUESTION, now=wire.now)
@@ -390,6 +398,7 @@ def test_full_server_is_asked_again_after_its_lease():
 
 
 @pytest.mark.rfc("8764", "5.2.3")
+@pytest.mark.rfc("8764", "5.2.2")
 def test_static_data_is_taken_and_not_asked_for_again():
     wire = Wire()
     wire.server.error = LlqError.STATIC
@@ -420,6 +429,7 @@ def test_unsubscribing_cancels_once():
     assert (wire.client.states(), wire.client.next_deadline(), wire.view) == ([], None, set())
 
 
+@pytest.mark.rfc("8764", "5.2.1")
 def test_watching_twice_is_watching_once_and_the_table_is_bounded():
     client = LlqClient(LlqSettings(), random.Random(1))
     now = Now(0, EPOCH)

@@ -28,6 +28,7 @@ def _text(record: RR) -> str:
     return f"{to_text(record.owner)} {record.ttl} {rdata}"
 
 
+@pytest.mark.rfc("8764", "4")
 def test_every_family_points_to_its_port() -> None:
     found = {_text(record) for record in discovery_records(ALICE, SERVER)}
     wanted = {"_dns-push-tls._tcp.alice.members.example. 600 0 0 0 ."}

@@ -165,6 +165,7 @@ def test_malformed_rdata_is_found_when_asked_for_and_not_before() -> None:
 
 @pytest.mark.rfc("6891", "6.1.1")
 @pytest.mark.rfc("6891", "6.1.2")
+@pytest.mark.rfc("8764", "3.2")
 @pytest.mark.parametrize(
     ("counts", "body", "reason"),
     [

@@ -128,3 +128,23 @@ async def test_a_challenge_is_no_larger_than_the_request() -> None:
     wire = query_message(ALICES, "A", edns=Opt(0, options=(LlqOption(1, LlqOpcode.SETUP, 0, 0, 7200).encode(),)))
     assert len(rig.core.ask(wire).wire) <= len(wire)
     rig.push.close()
+
+
+@pytest.mark.rfc("8764", "5.2.4")
+async def test_answers_come_with_the_addresses_of_the_hosts_they_name_if_there_is_room() -> None:
+    rig = Rig()
+    service = "_http._tcp.alice.members.example."
+    rig.core.update(add(service, 120, "SRV", f"0 0 80 {ALICES}"), add(service, 120, "SRV", f"0 0 81 {SERVICE}"))
+
+    def ask(option: LlqOption) -> Seen:
+        return rig.core.ask(query_message(service, "SRV", edns=Opt(0, options=(option.encode(),))))
+
+    challenge = ask(LlqOption(1, LlqOpcode.SETUP, 0, 0, 7200))
+    assert challenge.answers == challenge.additional == []
+    reply = ask(llq_options(challenge.message.opt)[0])
+    assert [(owner, rtype) for owner, _, rtype, _ in reply.additional] == [(ALICES, "A"), (SERVICE, "A")]
+    many = [add(service, 120, "SRV", f"0 0 {port} {ALICES}") for port in range(100, 123)]
+    rig.core.update(*many)
+    again = ask(llq_options(challenge.message.opt)[0])
+    assert len(again.answers) == 25 and len(again.wire) <= 1232
+    assert len(again.additional) < 2, "what has no room is left out, and no answer for it"

@@ -33,6 +33,7 @@ def build(message: Message, answer: Answer | None = None, peer: Peer = UDP, rcod
     return seen(Reply(message, peer, unix=T0).build(rcode, answer))
 
 
+@pytest.mark.rfc("8764", "3.2")
 @pytest.mark.parametrize(
     ("edns", "peer", "limit"),
     [
