@@ -45,8 +45,9 @@ def _walk(soa: RR, keys: list[bytes], blobs: list[bytes], now: int) -> Iterator[
 def messages(request: Authenticated, records: Iterable[RR], unix: Callable[[], int]) -> Iterator[bytes]:
     """Records of an AXFR or IXFR answer as messages to send one after another.
 
-    The question stands in the first one, as does the OPT when the request had one (RFC 5936 §2.2). A signed request
-    has every message signed, the first over the request's MAC, each later one over the MAC before it (RFC 8945 §5.3.1).
+    The question stands in the first one (RFC 5936 §2.2), an OPT in each when the request had one (RFC 9103 §6.3.4). A
+    signed request has every message signed, the first over the request's MAC, each later one over the MAC before it
+    (RFC 8945 §5.3.1).
     `EncodeError` for a record that no message has room for.
     """
     message, principal, tsig = request.message, request.principal, request.tsig
@@ -59,7 +60,7 @@ def messages(request: Authenticated, records: Iterable[RR], unix: Callable[[], i
     rest = iter(records)
     rr = next(rest, None)
     while rr is not None:
-        kept = signature + (_OPT_OCTETS if is_first and message.opt is not None else 0)
+        kept = signature + (_OPT_OCTETS if message.opt is not None else 0)
         builder = Builder(message.id, flags, limit=MESSAGE_OCTETS - kept)
         if is_first:
             builder.question(*message.questions[0])
@@ -70,7 +71,7 @@ def messages(request: Authenticated, records: Iterable[RR], unix: Callable[[], i
             if not builder.add(1, rr.owner, rr.rtype, Class.IN, rr.ttl, rr.rdata):
                 raise EncodeError("a record does not fit a message")
             rr = next(rest, None)
-        if is_first and message.opt is not None:
+        if message.opt is not None:
             builder.opt(Opt(UDP_PAYLOAD, 0, 0, message.opt.dnssec_ok))
         wire = builder.finish()
         if key is not None and tsig is not None:

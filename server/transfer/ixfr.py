@@ -1,4 +1,4 @@
-"""What changed between two serials, from the change journal (RFC 1995), condensed to its net effect (§5)."""
+"""What changed between two serials, from the change journal (RFC 1995), condensed to its net effect (§6)."""
 
 from collections.abc import Sequence
 from typing import Final

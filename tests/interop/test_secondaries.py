@@ -182,6 +182,7 @@ def test_each_fetches_the_whole_zone_first(house: House) -> None:
 
 @pytest.mark.rfc("1995", "4")
 @pytest.mark.rfc("1996", "3.7")
+@pytest.mark.rfc("1996", "4.2")
 def test_random_updates_reach_all_by_notify_and_ixfr(house: House) -> None:
     house.agree()
     before = {secondary.program: len(house.transfers(secondary.key)) for secondary in house.secondaries}

@@ -143,6 +143,7 @@ def test_kdig_over_tls_padded(house: House) -> None:
 @pytest.mark.rfc("7766", "6.2.1")
 @pytest.mark.rfc("7766", "1")
 @pytest.mark.rfc("7766", "5")
+@pytest.mark.rfc("9103", "6")
 def test_many_questions_on_one_connection(house: House) -> None:
     tcp = (f"@{ADDRESS}", "-p", str(house.server.port), "+tcp", "+keepopen")
     text = call("kdig", *tcp, ZONE, "SOA", ZONE, "NS", f"nope.{ZONE}", "A")

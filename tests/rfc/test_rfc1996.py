@@ -46,6 +46,7 @@ def sent(core: NotifyMachine, *, until: float) -> list[tuple[float, SendNotify]]
 
 
 @pytest.mark.rfc("1996", "3.6")
+@pytest.mark.rfc("1996", "3.4")
 def test_it_is_sent_at_once_and_five_times_more_after_60_seconds_each() -> None:
     core = machine()
     core.changed(APEX, 2, [ONE], now=0.0)
@@ -56,6 +57,8 @@ def test_it_is_sent_at_once_and_five_times_more_after_60_seconds_each() -> None:
 
 
 @pytest.mark.rfc("1996", "3.6")
+@pytest.mark.rfc("1996", "3.3")
+@pytest.mark.rfc("1996", "4.8")
 def test_an_answer_with_its_id_from_there_ends_it() -> None:
     core = machine()
     core.changed(APEX, 2, [ONE, TWO], now=0.0)
@@ -113,6 +116,9 @@ def test_without_targets_nothing_happens() -> None:
 
 
 @pytest.mark.rfc("1996", "3.7")
+@pytest.mark.rfc("1996", "3.2")
+@pytest.mark.rfc("1996", "3.9")
+@pytest.mark.rfc("1996", "4.5")
 def test_the_message_as_dnspython_reads_it() -> None:
     zone = Core().zone
     read = dns.message.from_wire(notify_message(zone, 77))
@@ -157,6 +163,7 @@ def answer(wire: bytes, rcode: int = Rcode.NOERROR) -> bytes:
 
 
 @pytest.mark.rfc("1996", "3.6")
+@pytest.mark.rfc("1996", "3.12")
 @pytest.mark.parametrize("rcode", [Rcode.NOERROR, Rcode.NOTIMP, Rcode.REFUSED])
 def test_any_answer_ends_the_repetition(rcode: int) -> None:
     async def scenario(core: Core, notifier: Notifier, datagrams: list[tuple[float, Peer, bytes]]) -> None:
@@ -193,6 +200,7 @@ def test_a_burst_of_changes_is_told_at_once_and_a_second_later() -> None:
     run(scenario, also_notify=["192.0.2.1:53"])
 
 
+@pytest.mark.rfc("1996", "4.1")
 def test_private_zones_are_told_of_only_where_a_table_says_so() -> None:
     async def scenario(core: Core, notifier: Notifier, datagrams: list[tuple[float, Peer, bytes]]) -> None:
         notifier.publish(APEX)
@@ -252,6 +260,7 @@ def test_an_answer_to_a_notify_is_taken_from_udp_and_one_to_nothing_is_dropped()
     simloop.run(scenario())
 
 
+@pytest.mark.rfc("1996", "3.12")
 def test_a_notify_to_us_is_notimp() -> None:
     assert Core().ask(query_message(ZONE, "SOA", flags=Opcode.NOTIFY << 11)).rcode == Rcode.NOTIMP
 

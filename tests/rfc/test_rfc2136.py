@@ -226,6 +226,7 @@ def test_an_update_of_prerequisites_alone_is_a_question(core: Core) -> None:
 
 @pytest.mark.rfc("2136", "3.3")
 @pytest.mark.rfc("2136", "8")
+@pytest.mark.rfc("3007", "2")
 def test_one_who_may_not_update_is_refused(core: Core) -> None:
     assert core.update(delete_name("mac.members.example."), by=ALICE).rcode == Rcode.REFUSED
     assert core.update(delete_name("mac.members.example."), by=None).rcode == Rcode.REFUSED
@@ -464,6 +465,7 @@ def test_the_serial_goes_round_past_zero() -> None:
 
 
 @pytest.mark.rfc("2136", "3.5")
+@pytest.mark.rfc("1995", "2")
 def test_nothing_is_answered_or_acknowledged_that_is_not_on_disk(core: Core) -> None:
     asked: list[Rcode] = []
     replies: list[bytes] = []

@@ -8,7 +8,7 @@ import dns.name
 import dns.tsig
 import pytest
 
-from protocol.constants import AA, RA, RD, TC, Ede, Rcode, Type
+from protocol.constants import AA, QR, RA, RD, TC, Ede, Rcode, Type
 from protocol.edns import Opt
 from protocol.message import Question, encode
 from protocol.name import fold
@@ -57,6 +57,7 @@ def large(transfer: dict[str, Any] | None = None) -> TransferCore:
 
 
 @pytest.mark.rfc("5936", "2.2")
+@pytest.mark.rfc("9103", "7.9.1")
 def test_the_soa_stands_first_and_last_and_nowhere_else() -> None:
     core = TransferCore()
     (reply,) = fetch(core, core.signed(axfr(), ADMIN))
@@ -68,21 +69,47 @@ def test_the_soa_stands_first_and_last_and_nowhere_else() -> None:
 
 
 @pytest.mark.rfc("5936", "2.2.1")
+@pytest.mark.rfc("5936", "2.1.1")
+@pytest.mark.rfc("5936", "2.2")
+@pytest.mark.rfc("5936", "2.2.2")
+@pytest.mark.rfc("5936", "2.2.3")
+@pytest.mark.rfc("5936", "2.2.4")
+@pytest.mark.rfc("5936", "2.2.5")
+@pytest.mark.rfc("5936", "7.1")
+@pytest.mark.rfc("9103", "6.3.4")
+@pytest.mark.rfc("9103", "7.9.1")
 def test_header_and_question() -> None:
     core = large()
     messages = fetch(core, core.signed(axfr(opt=EDNS), ADMIN))
     assert len(messages) > 3
     for number, reply in enumerate(messages):
         assert reply.message.id == ID and reply.rcode == Rcode.NOERROR
+        assert not reply.message.header.flags & 0x70, "Z, AD and CD"
         assert reply.flag(AA) and not reply.flag(TC) and not reply.flag(RA) and not reply.flag(RD)
         assert reply.message.questions == (() if number else (Question(name(ZONE), Type.AXFR, 1),))
-        assert (reply.message.opt is not None) == (number == 0)
+        assert reply.message.opt is not None
         assert len(reply.wire) <= 16 * 1024 and not reply.authority
     assert frozenset(records(messages)) == rows(core.zone)
     assert all(len(reply.wire) > 15 * 1024 for reply in messages[:-1]), "messages are filled"
+    assert all(reply.message.opt is None for reply in fetch(core, core.signed(axfr(id=1), ADMIN)))
+
+
+@pytest.mark.rfc("5936", "2.1.1")
+@pytest.mark.rfc("5936", "2.2.1")
+def test_bits_of_a_query_that_mean_nothing_are_ignored() -> None:
+    """AA, RA, Z, AD and CD; RD comes back."""
+    core = TransferCore()
+    wire = bytearray(axfr())
+    wire[2] |= 0x05
+    wire[3] |= 0xF0
+    (reply,) = fetch(core, core.signed(bytes(wire), ADMIN))
+    assert reply.message.header.flags == QR | AA | RD and frozenset(records([reply])) == rows(core.zone)
 
 
 @pytest.mark.rfc("5936", "3.1")
+@pytest.mark.rfc("5936", "3.2")
+@pytest.mark.rfc("5936", "3.3")
+@pytest.mark.rfc("5936", "3.5")
 def test_glue_occluded_names_and_unknown_types_belong_to_it() -> None:
     text = """
         members.example. 300 NS ns.members.example.
@@ -113,6 +140,8 @@ def test_what_has_lapsed_is_left_out() -> None:
 
 
 @pytest.mark.rfc("8945", "5.3.1")
+@pytest.mark.rfc("5936", "2.2.5")
+@pytest.mark.rfc("5936", "6")
 @pytest.mark.parametrize("with_key", [ADMIN, CAROL])
 def test_every_message_is_signed_in_a_chain_and_dnspython_agrees(
     with_key: Key, monkeypatch: pytest.MonkeyPatch
@@ -142,6 +171,9 @@ def test_every_message_is_signed_in_a_chain_and_dnspython_agrees(
 
 
 @pytest.mark.rfc("5936", "2.2")
+@pytest.mark.rfc("5936", "4.1.2")
+@pytest.mark.rfc("9103", "6.1")
+@pytest.mark.rfc("9103", "6.2")
 def test_commits_during_a_transfer_are_not_seen() -> None:
     core = large()
 
@@ -179,6 +211,7 @@ def test_a_slow_reader_gets_no_more_until_it_has_read_and_others_are_served() ->
     simloop.run(run())
 
 
+@pytest.mark.rfc("5936", "4.1.2")
 def test_a_reader_that_stalls_loses_its_connection() -> None:
     core = large()
 
@@ -193,6 +226,7 @@ def test_a_reader_that_stalls_loses_its_connection() -> None:
     assert core.streams.aborted == [TCP.via]
 
 
+@pytest.mark.rfc("5936", "4.1.2")
 def test_a_connection_that_closes_ends_its_transfers_without_a_fault() -> None:
     core = large()
 
@@ -210,6 +244,7 @@ def test_a_connection_that_closes_ends_its_transfers_without_a_fault() -> None:
     assert core.metrics.registry.get_sample_value("homing_faults_total", {"where": "transfer"}) is None
 
 
+@pytest.mark.rfc("9103", "6.3.3")
 def test_only_so_many_streams_transfer_at_a_time() -> None:
     core = large()
 
@@ -230,6 +265,9 @@ def test_only_so_many_streams_transfer_at_a_time() -> None:
 # Who may
 
 
+@pytest.mark.rfc("5936", "5")
+@pytest.mark.rfc("9103", "7.5")
+@pytest.mark.rfc("9432", "7")
 @pytest.mark.parametrize(
     ("zone", "by", "settings", "is_served"),
     [
@@ -269,6 +307,7 @@ def test_who_may_have_a_zone(zone: str, by: Key | None, settings: dict[str, Any]
     assert (reply.message.tsig is not None) == (by is not None)
 
 
+@pytest.mark.rfc("5936", "5")
 def test_an_ipv6_peer_is_matched_and_a_mapped_one_is_its_ipv4_self() -> None:
     for address, rule, is_served in (
         ("2001:db8::1", "2001:db8::/32", True),
@@ -289,6 +328,9 @@ def test_over_udp_it_is_refused() -> None:
 
 
 @pytest.mark.rfc("5936", "2.2.1")
+@pytest.mark.rfc("5936", "2.2")
+@pytest.mark.rfc("5936", "2.2.2")
+@pytest.mark.rfc("5936", "4.1.2")
 @pytest.mark.parametrize(
     ("zone", "rclass"), [("example.", 1), ("mac.alice.members.example.", 1), (ZONE, 3), (ZONE, 255), (".", 1)]
 )
@@ -298,6 +340,7 @@ def test_no_zone_of_ours_is_notauth(zone: str, rclass: int) -> None:
     assert (reply.rcode, reply.errors[0][0]) == (Rcode.NOTAUTH, Ede.NOT_AUTHORITATIVE)
 
 
+@pytest.mark.rfc("5936", "2.1.2")
 def test_two_questions_are_formerr() -> None:
     core = TransferCore()
     both = [Question(name(ZONE), Type.A, 1), Question(name(ZONE), Type.AXFR, 1)]

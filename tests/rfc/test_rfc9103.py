@@ -35,6 +35,7 @@ def why(seen: Seen) -> tuple[int, int, str]:
 
 @pytest.mark.rfc("9103", "7.1")
 @pytest.mark.rfc("9103", "7.2")
+@pytest.mark.rfc("9103", "7.8")
 @pytest.mark.parametrize("tls", [("TLSv1.2", "dot"), ("TLSv1.3", ""), ("TLSv1.3", "h2")])
 def test_older_tls_or_another_protocol_is_refused(tls: tuple[str, str]) -> None:
     assert fetch(axfr(opt=EDNS), TLS).rcode == Rcode.NOERROR
@@ -43,6 +44,7 @@ def test_older_tls_or_another_protocol_is_refused(tls: tuple[str, str]) -> None:
 
 
 @pytest.mark.rfc("9103", "11")
+@pytest.mark.rfc("9103", "7.5")
 @pytest.mark.parametrize("general", [True, False])
 def test_a_zone_that_goes_by_tls_only_goes_by_nothing_else(general: bool) -> None:
     rules = {"allow_addresses": ["192.0.2.7/32"], "xot_only": True}

@@ -28,6 +28,8 @@ def core() -> TransferCore:
 
 
 @pytest.mark.rfc("9432", "6")
+@pytest.mark.rfc("9432", "4.1")
+@pytest.mark.rfc("9432", "7")
 def test_it_is_transferred_to_those_who_may_have_it() -> None:
     async def fetch(wire: bytes, peer: Peer = TCP) -> list[Seen]:
         return await core().fetch(wire, peer)
@@ -39,6 +41,7 @@ def test_it_is_transferred_to_those_who_may_have_it() -> None:
 
 
 @pytest.mark.rfc("9432", "6")
+@pytest.mark.rfc("9432", "7")
 def test_it_is_not_for_the_public() -> None:
     held = core()
     assert held.query(CATALOG, "SOA").rcode == Rcode.NOERROR, "what a secondary asks before it transfers"
@@ -48,6 +51,7 @@ def test_it_is_not_for_the_public() -> None:
     assert held.query(f"z1.zones.{CATALOG}", "PTR", by=ADMIN).rcode == Rcode.NOERROR
 
 
+@pytest.mark.rfc("9432", "7")
 def test_nobody_updates_it() -> None:
     held = core()
     op = add(f"z2.zones.{CATALOG}", 0, "PTR", "other.example.")

@@ -112,6 +112,7 @@ MAC = "mac.alice.members.example."
 
 
 @pytest.mark.rfc("3007", "3")
+@pytest.mark.rfc("3007", "3.1")
 @pytest.mark.parametrize(
     "op",
     [
@@ -134,6 +135,7 @@ def test_a_member_changes_user_types_in_its_own_domain(op: Item) -> None:
     assert changes(None, op) != ""
 
 
+@pytest.mark.rfc("3007", "3")
 @pytest.mark.parametrize(
     "op",
     [
@@ -151,6 +153,8 @@ def test_a_member_changes_nothing_elsewhere(op: Item) -> None:
 
 
 @pytest.mark.rfc("3007", "3.1")
+@pytest.mark.rfc("3007", "2")
+@pytest.mark.rfc("3007", "3.1.1")
 @pytest.mark.parametrize(
     "rtype", ["SOA", "NS", "DNAME", "SIG", "KEY", "NXT", "DS", "RRSIG", "NSEC", "DNSKEY", "NSEC3", "CDS", "CDNSKEY"]
 )

@@ -30,6 +30,8 @@ async def catalog(store: MemoryStore) -> tuple[ZoneRow, dict[bytes, tuple[int, i
 
 @pytest.mark.rfc("9432", "4.1")
 @pytest.mark.rfc("9432", "4.2.1")
+@pytest.mark.rfc("9432", "4")
+@pytest.mark.rfc("9432", "7")
 async def test_it_names_every_public_zone_and_no_private_one() -> None:
     store = await made_store()
     await add_member(store, "bob", private=True, now=T0)
@@ -45,6 +47,7 @@ async def test_it_names_every_public_zone_and_no_private_one() -> None:
     assert row.serial == T0 + 1 and soa_serial(row.soa) == 0
 
 
+@pytest.mark.rfc("9432", "4")
 async def test_it_has_a_serial_and_a_journal_and_rests_while_nothing_changes() -> None:
     store = await made_store()
     await ensure_catalog(store, APEX, now=T0)

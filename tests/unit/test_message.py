@@ -147,6 +147,7 @@ def test_odd_types_classes_and_ttls_of_empty_records_are_kept(rtype: int, rclass
 
 
 @pytest.mark.rfc("3597", "3")
+@pytest.mark.rfc("5936", "3.4")
 def test_unknown_types_are_opaque_octets() -> None:
     rdata = b"\xc0\x0c\xff"
     wire = raw((0, 1, 0, 0), encode_record(MAC, 65280, 4711, 5, rdata))
@@ -259,6 +260,7 @@ def test_a_message_of_5957_empty_records_decodes() -> None:
 # --- building -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rfc("5936", "3.4")
 def test_owner_names_are_compressed_to_the_longest_known_suffix_of_the_same_case() -> None:
     builder = Builder(1, QR | AA)
     builder.question(MAC, Type.A, Class.IN)

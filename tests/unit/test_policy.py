@@ -110,6 +110,7 @@ MAC = add(f"mac.{ALICE}", 60, "A", "192.0.2.1")
 CHALLENGE = add(f"_acme-challenge.www.{ALICE}", 60, "TXT", '"token"')
 
 
+@pytest.mark.rfc("3007", "3.1")
 def test_a_key_narrowed_to_a_challenge_changes_nothing_else() -> None:
     certbot = who(f"certbot.{ALICE}", ALICE, ACME)
     assert refusal(certbot, CHALLENGE, leased=False) == ""
@@ -144,6 +145,7 @@ def test_own_rules_of_a_member_reach_no_further_than_its_domain() -> None:
         assert refusal(wide, delete_name(ZONE)) != ""
 
 
+@pytest.mark.rfc("3007", "3.1")
 def test_the_first_rule_that_matches_decides() -> None:
     phone = who(f"phone.{ALICE}", ALICE, 'effect = "deny", owner = "nas"', 'effect = "deny", types = ["TXT"]', "")
     assert refusal(phone, MAC) == ""
@@ -178,6 +180,7 @@ def test_a_host_key_keeps_its_host_and_what_points_to_it() -> None:
         assert "narrowed" in refusal(mac, op)
 
 
+@pytest.mark.rfc("3007", "3.1")
 def test_match_self_is_the_keys_own_name() -> None:
     phone = who(f"phone.{ALICE}", ALICE, 'match = "self"')
     assert refusal(phone, add(f"PHONE.{ALICE}", 60, "A", "192.0.2.1")) == ""
