@@ -144,6 +144,7 @@ def until(condition: Callable[[], object]) -> None:
 
 
 @pytest.mark.rfc("6281", "4.2")
+@pytest.mark.rfc("6887", "15")
 @pytest.mark.parametrize("hook", [False, True])
 @pytest.mark.parametrize("server", [dnsmasq, kea])
 def test_a_released_lease_ends_the_mappings_of_its_host(

@@ -524,6 +524,7 @@ async def test_polls_where_nothing_is_announced(world):
     assert {item.state for item in agent.status().subscriptions} == {"polling"}
 
 
+@pytest.mark.rfc("6886", "3")
 async def test_without_nat_our_own_address_is_published(world):
     agent = await world.agent(nat={"mode": "none"})
     await until(lambda: world.told("published"))

@@ -89,6 +89,7 @@ async def test_address_request(tmp_path: Path) -> None:
         assert response.epoch in (0, 1)
 
 
+@pytest.mark.rfc("6886", "3.9")
 async def test_udp_travels_both_ways(tmp_path: Path) -> None:
     async with running(config(tmp_path)) as gateway:
         with udp(HOST_A) as inside, udp("127.0.0.1") as first, udp("127.0.0.1") as second:
@@ -119,6 +120,7 @@ async def echo_reversed(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
     await writer.wait_closed()
 
 
+@pytest.mark.rfc("6887", "15.1")
 async def test_tcp_travels_both_ways_and_half_closes(tmp_path: Path) -> None:
     server = await asyncio.start_server(echo_reversed, HOST_A, 0)
     async with server, running(config(tmp_path)) as gateway:
@@ -207,6 +209,7 @@ async def test_nobody_listening_inside_is_a_reset_outside(tmp_path: Path) -> Non
 
 
 @pytest.mark.rfc("6886", "3.3")
+@pytest.mark.rfc("6886", "3.4")
 async def test_deletion_closes_ports_and_resets_both_ends(tmp_path: Path) -> None:
     ended: asyncio.Queue[BaseException | bytes] = asyncio.Queue()
 
@@ -443,6 +446,7 @@ async def test_a_state_file_that_stops_taking_changes(tmp_path: Path) -> None:
         assert ports == {4500: kept.external_port, 4502: granted.external_port}
 
 
+@pytest.mark.rfc("6886", "3.3")
 async def test_requests_for_other_destinations_get_no_answer(tmp_path: Path) -> None:
     """The external address has no socket: the kernel refuses, which tells clients there is no NAT-PMP."""
     async with running(config(tmp_path)) as gateway:
@@ -500,6 +504,7 @@ async def exchange(gateway: Gateway, sock: socket.socket, request: bytes) -> byt
 
 
 @pytest.mark.rfc("6887", "11")
+@pytest.mark.rfc("6887", "8")
 async def test_pcp_maps_on_the_same_port_and_table(tmp_path: Path) -> None:
     events: list[Event] = []
     async with running(config(tmp_path), events) as gateway:
@@ -520,6 +525,7 @@ async def test_pcp_maps_on_the_same_port_and_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.rfc("6887", "9")
+@pytest.mark.rfc("6887", "11")
 @pytest.mark.parametrize(
     ("is_on", "request_", "head"),
     [
@@ -600,6 +606,8 @@ async def test_a_restart_keeps_nonces_and_the_epoch_of_pcp_unless_the_address_ch
             assert again.body.external_port == made.body.external_port
 
 
+@pytest.mark.rfc("6886", "3.7")
+@pytest.mark.rfc("6887", "14.1.3")
 async def test_a_start_without_an_address_is_announced_to_pcp_clients(tmp_path: Path) -> None:
     settings = config(tmp_path, external={})
     with group_member(*settings.natpmp.announce_to) as listener:

@@ -96,6 +96,7 @@ async def natpmp_clients(network: Network, count: int) -> AsyncIterator[list[Nat
 
 @pytest.mark.rfc("6886", "3.2.1")
 @pytest.mark.rfc("6887", "14.2")
+@pytest.mark.rfc("6887", "14.1.3")
 async def test_renumbering_reaches_ten_clients_at_once(network: Network, tmp_path: Path) -> None:
     async with running(config(tmp_path)) as gateway, natpmp_clients(network, 5) as drivers:
         with contextlib.ExitStack() as stack:
@@ -229,6 +230,7 @@ async def test_a_named_address_may_move_to_another_interface(network: Network, t
 
 @pytest.mark.rfc("6886", "3")
 @pytest.mark.rfc("6887", "8.2")
+@pytest.mark.rfc("6886", "3.3")
 async def test_nobody_outside_is_answered(network: Network, tmp_path: Path) -> None:
     """Neither at the external address nor at an internal one that routes lead to (VU#184540)."""
     async with running(config(tmp_path)) as gateway:

@@ -69,6 +69,7 @@ def tables(network: Network) -> list[str]:
 
 
 @pytest.mark.rfc("6886", "3.3")
+@pytest.mark.rfc("6886", "3.9")
 async def test_own_packets_of_the_host_leave_from_the_mapped_port(network: Network) -> None:
     async with carrying() as backend:
         with (

@@ -150,6 +150,7 @@ def test_what_is_not_for_ipv6(network: Network, log: Path) -> None:
         assert pcp.decode_response(client.recv(100)).result == pcp.ResultCode.ADDRESS_MISMATCH
 
 
+@pytest.mark.rfc("6887", "8.2")
 def test_the_outside_is_not_answered(network: Network, log: Path) -> None:
     with udp(network, network.wan, WAN_HOST) as client:
         client.settimeout(QUIET)

@@ -108,6 +108,7 @@ def map_request(port=40000, lifetime=3600):
     return MapRequest(opcode=Opcode.MAP_UDP, internal_port=4500, suggested_port=port, lifetime=lifetime)
 
 
+@pytest.mark.rfc("6886", "3.1")
 def test_asks_address_then_mapping_and_says_both_at_once():
     wire = Wire(suggested_port=4500).start()
     assert wire.sent == [(0.0, AddressRequest()), (0.0, map_request(4500))]
@@ -116,6 +117,7 @@ def test_asks_address_then_mapping_and_says_both_at_once():
 
 
 @pytest.mark.rfc("6281", "4.2")
+@pytest.mark.rfc("6886", "3.3")
 def test_renews_at_half_life_with_the_granted_port():
     wire = Wire().start()
     wire.run_until(1799.9)
@@ -133,6 +135,7 @@ def test_renewal_follows_the_granted_lifetime():
 
 
 @pytest.mark.rfc("6886", "3.1")
+@pytest.mark.rfc("6886", "3.3")
 def test_nine_tries_doubling_then_a_public_network():
     wire = Wire()
     wire.gateway.is_silent = True
@@ -172,6 +175,9 @@ def test_changed_address_is_told_after_the_mapping_was_confirmed():
     assert wire.requests_since(101) == []
 
 
+@pytest.mark.rfc("6886", "3.2")
+@pytest.mark.rfc("6886", "3.2.1")
+@pytest.mark.rfc("6886", "3.3")
 def test_announcement_from_a_stranger_is_ignored():
     wire = Wire().start()
     wire.gateway.address = OTHER
@@ -180,6 +186,7 @@ def test_announcement_from_a_stranger_is_ignored():
 
 
 @pytest.mark.rfc("6886", "3.6")
+@pytest.mark.rfc("6886", "3.7")
 @pytest.mark.parametrize("seed", range(5))
 def test_lost_epoch_waits_at_random_then_asks_for_the_same_port(seed):
     wire = Wire(seed=seed).start()
@@ -213,6 +220,7 @@ def test_private_outside_is_nat_behind_nat(text):
     assert wire.said[-1][1].kind is NatKind.NAT_BEHIND_NAT
 
 
+@pytest.mark.rfc("6886", "3.5")
 def test_refusal_is_told_and_tried_again_later():
     wire = Wire(failure_retry=60)
     wire.gateway.result = 3
@@ -248,6 +256,8 @@ def test_silent_gateway_at_renewal_ends_in_lapse_and_recovery():
     assert wire.said[-1][1] == MAPPED
 
 
+@pytest.mark.rfc("6886", "3.1")
+@pytest.mark.rfc("6886", "3.4")
 def test_shutdown_deletes_the_mapping():
     wire = Wire().start()
     wire.client.shutdown(now=0)
@@ -257,6 +267,7 @@ def test_shutdown_deletes_the_mapping():
     assert wire.client.next_deadline() is None
 
 
+@pytest.mark.rfc("6886", "3.1")
 def test_shutdown_gives_up_on_a_silent_gateway_and_needs_nothing_without_a_mapping():
     wire = Wire().start()
     wire.gateway.is_silent = True

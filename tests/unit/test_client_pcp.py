@@ -104,6 +104,11 @@ def mapped(port: int, address: str = OUTSIDE) -> NatState:
     return NatState(NatKind.MAPPED, IPv4Address(address), port)
 
 
+@pytest.mark.rfc("6887", "11.2.1")
+@pytest.mark.rfc("6887", "11.4")
+@pytest.mark.rfc("6887", "15")
+@pytest.mark.rfc("6887", "4")
+@pytest.mark.rfc("6887", "8.1")
 def test_a_mapping_is_made_and_kept() -> None:
     wire = Wire(suggested_port=40000, lifetime=3600).start()
     assert wire.said == [mapped(40000)]
@@ -145,6 +150,8 @@ def test_renewals_come_closer_until_the_lapse() -> None:
 
 
 @pytest.mark.rfc("6887", "14.2")
+@pytest.mark.rfc("6887", "8")
+@pytest.mark.rfc("6887", "8.3")
 def test_an_update_moves_the_mapping() -> None:
     wire = Wire(suggested_port=40000).start()
     wire.run(10)
@@ -155,6 +162,7 @@ def test_an_update_moves_the_mapping() -> None:
 
 
 @pytest.mark.rfc("6887", "8.5")
+@pytest.mark.rfc("6887", "14.1.3")
 def test_a_lost_epoch_maps_again_within_five_seconds() -> None:
     wire = Wire(suggested_port=40000).start()
     wire.run(500)
@@ -169,6 +177,8 @@ def test_a_lost_epoch_maps_again_within_five_seconds() -> None:
     assert wire.said == [mapped(40000), mapped(40000)]  # said again, for it was made again
 
 
+@pytest.mark.rfc("6887", "11.4")
+@pytest.mark.rfc("6887", "8.3")
 def test_a_refusal_is_believed_for_as_long_as_it_says() -> None:
     wire = Wire(address=None).start()
     assert wire.said == [NatState(NatKind.FAILED, reason="the gateway says: network failure")]
@@ -181,6 +191,8 @@ def test_a_refusal_is_believed_for_as_long_as_it_says() -> None:
 
 
 @pytest.mark.rfc("6887", "9")
+@pytest.mark.rfc("6886", "1.1")
+@pytest.mark.rfc("6887", "A")
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -231,6 +243,8 @@ def test_a_deletion_that_nobody_answers_is_given_up() -> None:
 
 
 @pytest.mark.rfc("6887", "8.3")
+@pytest.mark.rfc("6887", "11.2")
+@pytest.mark.rfc("6887", "14.1.3")
 def test_answers_that_are_not_ours_are_dropped() -> None:
     wire = Wire()
     wire.is_lost = lambda: True
@@ -260,12 +274,43 @@ def test_answers_that_are_not_ours_are_dropped() -> None:
     assert wire.said == [mapped(1)]
 
 
+def granted(lifetime: int, *options: pcp.Option) -> bytes:
+    body = pcp.MapBody(
+        nonce=NONCE, protocol=17, internal_port=4500, external_port=1, external_address=IPv4Address(OUTSIDE)
+    )
+    answer = pcp.Response(opcode=pcp.Opcode.MAP, result=0, lifetime=lifetime, epoch=1, body=body, options=options)
+    return answer.encode()
+
+
+@pytest.mark.rfc("6887", "7.3")
+@pytest.mark.parametrize("code", [0, 99, 127, 128, 255])
+def test_options_of_an_answer_that_are_unknown_are_ignored(code: int) -> None:
+    """Those too that a server would have to refuse."""
+    wire = Wire()
+    wire.is_lost = lambda: True
+    wire.start()
+    wire.hear(granted(3600, pcp.UnknownOption(code, b"what")))
+    assert wire.said == [mapped(1)]
+
+
+@pytest.mark.rfc("6887", "8.3")
+@pytest.mark.rfc("6887", "15")
+def test_a_mapping_for_years_is_renewed_within_a_day() -> None:
+    wire = Wire()
+    wire.is_lost = lambda: True
+    wire.start()
+    wire.hear(granted(0xFFFFFFFF))
+    wire.run(86400)
+    assert any(86400 / 2 <= at <= 86400 * 5 / 8 for at in wire.sent)
+
+
 def test_an_external_address_that_is_private_is_told() -> None:
     wire = Wire(address="100.64.0.9").start()
     assert isinstance(wire.said[-1], NatState)
     assert wire.said[-1].kind is NatKind.NAT_BEHIND_NAT
 
 
+@pytest.mark.rfc("6887", "8.1.1")
 @pytest.mark.parametrize("seed", range(10))
 def test_with_every_second_datagram_lost_it_works_all_the_same(seed: int) -> None:
     wire = Wire(seed=seed, lifetime=600)

@@ -101,6 +101,7 @@ def test_problems_of_the_whole(text: str, problem: str) -> None:
         read(text)
 
 
+@pytest.mark.rfc("6886", "4.3.2")
 def test_where_the_external_address_comes_from() -> None:
     nftables = 'backend = "nftables"\n[nftables]\nwan_interface = "ppp0"\n' + SMALLEST
     assert read(SMALLEST).followed_interface is None

@@ -64,6 +64,7 @@ def test_external_address() -> None:
 
 
 @pytest.mark.rfc("6886", "3.5")
+@pytest.mark.rfc("6886", "3.2")
 def test_no_external_address_is_result_3() -> None:
     desk = Desk(address=None)
     assert desk.send("0000") == bytes.fromhex("0080 0003 0000138a 00000000")
@@ -121,6 +122,7 @@ def test_lifetime_is_clamped() -> None:
 
 
 @pytest.mark.rfc("6886", "3.3")
+@pytest.mark.rfc("6886", "3.4")
 def test_lapsed_mapping_is_gone() -> None:
     desk = Desk()
     desk.map(4500, 4500, 120)
@@ -190,6 +192,7 @@ def test_internal_port_0_means_nothing_but_delete_all(suggested: int, lifetime: 
 
 
 @pytest.mark.rfc("6886", "3.5")
+@pytest.mark.rfc("6886", "3")
 @pytest.mark.parametrize(
     ("request_hex", "reply_hex"),
     [
@@ -237,6 +240,8 @@ def test_longer_requests_are_read_as_far_as_they_go() -> None:
 
 
 @pytest.mark.rfc("6886", "3.6")
+@pytest.mark.rfc("6886", "3.2")
+@pytest.mark.rfc("6886", "3.3")
 def test_epoch_moves_on_with_time() -> None:
     desk = Desk()
     desk.now = 90.0

@@ -220,6 +220,17 @@ ORDER: list[tuple[str, bytes, tuple[int, int] | None]] = [
 
 
 @pytest.mark.rfc("6887", "8.2")
+@pytest.mark.rfc("6887", "11.1")
+@pytest.mark.rfc("6887", "11.3")
+@pytest.mark.rfc("6887", "13")
+@pytest.mark.rfc("6887", "13.1")
+@pytest.mark.rfc("6887", "13.2")
+@pytest.mark.rfc("6887", "15.1")
+@pytest.mark.rfc("6887", "5")
+@pytest.mark.rfc("6887", "7.2")
+@pytest.mark.rfc("6887", "7.3")
+@pytest.mark.rfc("6887", "7.4")
+@pytest.mark.rfc("6887", "8.1")
 @pytest.mark.parametrize(("octets", "expected"), [row[1:] for row in ORDER], ids=[row[0] for row in ORDER])
 def test_refusals_in_order(octets: bytes, expected: tuple[int, int] | None) -> None:
     desk = Desk()
@@ -248,6 +259,7 @@ def test_a_natpmp_client_reads_the_refusal_of_its_version_as_one() -> None:
 
 
 @pytest.mark.rfc("6887", "14.1")
+@pytest.mark.rfc("6887", "14")
 def test_announce() -> None:
     desk = Desk()
     assert desk.ask(ANNOUNCE) == Response(opcode=0, result=0, lifetime=0, epoch=EPOCH)
@@ -257,6 +269,7 @@ def test_announce() -> None:
 
 
 @pytest.mark.rfc("6887", "11.1")
+@pytest.mark.rfc("6887", "7.2")
 def test_map_golden() -> None:
     desk = Desk()
     request = bytes.fromhex(
@@ -274,6 +287,7 @@ def test_map_golden() -> None:
     ]
 
 
+@pytest.mark.rfc("6887", "11.3")
 def test_map_for_udp_makes_no_twin() -> None:
     desk = Desk()
     assert desk.map(mapping(80, 8080, protocol=UDP)) == "0: 8080 3600"
@@ -281,6 +295,9 @@ def test_map_for_udp_makes_no_twin() -> None:
 
 
 @pytest.mark.rfc("6887", "11.3")
+@pytest.mark.rfc("6887", "10")
+@pytest.mark.rfc("6887", "15")
+@pytest.mark.rfc("6887", "7.4")
 @pytest.mark.parametrize(
     ("request_", "expected"),
     [
@@ -318,6 +335,9 @@ def test_a_success_carries_the_options_that_were_processed() -> None:
 
 
 @pytest.mark.rfc("6887", "11.3")
+@pytest.mark.rfc("6887", "15.1")
+@pytest.mark.rfc("6887", "18.1")
+@pytest.mark.rfc("6887", "7.4")
 @pytest.mark.parametrize(
     ("request_", "expected"),
     [
@@ -363,6 +383,8 @@ def test_other_hosts_have_their_own() -> None:
 
 
 @pytest.mark.rfc("6887", "11.3")
+@pytest.mark.rfc("6887", "10")
+@pytest.mark.rfc("6887", "15.1")
 def test_a_static_mapping() -> None:
     desk = Desk()
     desk.table.add_static(Key(Transport.TCP, A.host, 80), 443)
@@ -377,6 +399,8 @@ def test_a_static_mapping() -> None:
 
 
 @pytest.mark.rfc("6887", "7.4")
+@pytest.mark.rfc("6887", "11.3")
+@pytest.mark.rfc("6887", "17.2")
 @pytest.mark.parametrize(
     ("limits", "expected"),
     [
@@ -399,6 +423,7 @@ def test_no_external_address() -> None:
     assert desk.ask(ANNOUNCE).result == ResultCode.SUCCESS
 
 
+@pytest.mark.rfc("6887", "11.3")
 def test_a_port_that_the_back_end_cannot_have() -> None:
     desk = Desk()
     desk.taken = {8080}
@@ -430,6 +455,7 @@ def test_a_freed_port_rests_for_others() -> None:
     assert desk.map(mapping(81, 8080)) == "0: 8080 3600"
 
 
+@pytest.mark.rfc("6887", "15")
 def test_a_lapsed_port_rests_too() -> None:
     desk = Desk()
     desk.map(mapping(80, 8080, 120))
@@ -659,6 +685,7 @@ FROM_A, FROM_B = Requester(A, False), Requester(B, False)
 
 
 @pytest.mark.rfc("6887", "14.2")
+@pytest.mark.rfc("6887", "14")
 def test_an_update_is_sent_three_times() -> None:
     updates = MappingUpdates()
     assert updates.next_deadline() is None
@@ -671,6 +698,7 @@ def test_an_update_is_sent_three_times() -> None:
     assert sent == [10.0, 10.25, 10.75]
 
 
+@pytest.mark.rfc("6887", "14.2")
 def test_a_late_update_is_followed_by_a_whole_gap() -> None:
     updates = MappingUpdates()
     updates.begin(ONE, FROM_A, now=0.0)

@@ -183,6 +183,7 @@ def test_lifetime_bounds(asked: int, granted: int) -> None:
 
 
 @pytest.mark.rfc("6886", "3.3")
+@pytest.mark.rfc("6886", "3.4")
 def test_a_mapping_lapses_at_its_time_and_frees_the_port() -> None:
     played = Played()
     played.ask(Key(UDP, A, 4500), 4500, lifetime=200)

@@ -41,6 +41,9 @@ def octets(text: str) -> bytes:
 
 
 @pytest.mark.rfc("6887", "11.1")
+@pytest.mark.rfc("6887", "13.2")
+@pytest.mark.rfc("6887", "5")
+@pytest.mark.rfc("6887", "7.1")
 def test_map_request_golden() -> None:
     assert MAP_REQUEST.encode() == octets(HEAD + BODY)
     assert decode_request(octets(HEAD + BODY)) == MAP_REQUEST
@@ -48,6 +51,7 @@ def test_map_request_golden() -> None:
 
 
 @pytest.mark.rfc("6887", "14.1")
+@pytest.mark.rfc("6887", "14.1.2")
 def test_announce_golden() -> None:
     request = Request(opcode=Opcode.ANNOUNCE, lifetime=0, client=CLIENT)
     assert request.encode() == octets(ANNOUNCE_HEAD)
@@ -80,6 +84,8 @@ def test_ipv6_addresses_stay_what_they_are() -> None:
 
 
 @pytest.mark.rfc("6887", "13")
+@pytest.mark.rfc("6887", "13.3")
+@pytest.mark.rfc("6887", "7.3")
 @pytest.mark.parametrize(
     ("option", "wire"),
     [
@@ -103,6 +109,29 @@ def test_options_golden(option: ThirdParty | PreferFailure | Filter | UnknownOpt
     request = replace(MAP_REQUEST, options=(option,))
     assert request.encode() == octets(HEAD + BODY + wire)
     assert decode_request(request.encode()) == request
+
+
+@pytest.mark.rfc("6887", "7.1")
+@pytest.mark.rfc("6887", "11.1")
+@pytest.mark.rfc("6887", "13.3")
+@pytest.mark.rfc("6887", "7.3")
+@pytest.mark.parametrize(
+    ("sent", "same"),
+    [
+        ("0201 ffff" + HEAD[9:] + BODY, HEAD + BODY),
+        (HEAD + BODY.replace("06 000000", "06 ffffff"), HEAD + BODY),
+        (
+            HEAD + BODY + "01ff0010 00000000000000000000ffff 0a000009",
+            HEAD + BODY + "01000010" + "00" * 10 + "ffff 0a000009",
+        ),
+        (HEAD + BODY + "03ff0014 ff" + "00" * 19, HEAD + BODY + "03000014" + "00" * 20),
+        (HEAD + BODY + "02ff0000", HEAD + BODY + "02000000"),
+    ],
+    ids=["header", "MAP", "THIRD_PARTY", "FILTER", "PREFER_FAILURE"],
+)
+def test_reserved_bits_of_a_request_are_ignored(sent: str, same: str) -> None:
+    assert decode_request(octets(sent)) == decode_request(octets(same))
+    assert octets(sent) != octets(same)
 
 
 def test_only_codes_under_128_are_mandatory() -> None:
@@ -138,6 +167,7 @@ def test_filters_may_be_many() -> None:
 
 
 @pytest.mark.rfc("6887", "8.2")
+@pytest.mark.rfc("6887", "7.3")
 @pytest.mark.parametrize("options", ["01000010 00000000", "80ffff00", "02000001"])
 def test_an_option_that_runs_past_the_end_is_a_fault(options: str) -> None:
     request = decode_request(octets(HEAD + BODY + options))
@@ -171,6 +201,7 @@ def test_what_is_dropped(wire: str, reason: str) -> None:
 
 
 @pytest.mark.rfc("6887", "9")
+@pytest.mark.rfc("6886", "1.1")
 @pytest.mark.parametrize("version", [0, 1, 3, 255])
 def test_other_versions_are_told_before_the_length_is_looked_at(version: int) -> None:
     assert decode_request(bytes((version, 0))) == ForeignVersionRequest(version)
@@ -197,6 +228,7 @@ def test_1100_octets_are_the_most() -> None:
 
 
 @pytest.mark.rfc("6887", "8.2")
+@pytest.mark.rfc("6887", "7.3")
 def test_a_refusal_is_the_request_sent_back() -> None:
     wire = octets(HEAD + BODY + "80000000")
     refusal = refuse(wire, ResultCode.NOT_AUTHORIZED, lifetime=1800, epoch=5002)
@@ -244,6 +276,7 @@ def test_responses_of_other_opcodes_have_no_body() -> None:
     assert decode_response(wire) == Response(opcode=2, result=4, lifetime=1800, epoch=5002)
 
 
+@pytest.mark.rfc("6887", "7.2")
 def test_reserved_octets_of_a_response_are_ignored() -> None:
     wire = octets("0280 ff00 00000000 0000138a 0102030405060708090a0b0c")
     assert decode_response(wire) == Response(opcode=0, result=0, lifetime=0, epoch=5002)
