@@ -13,10 +13,9 @@ external port of its own and does not depend on the external address.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from .effects import (
     AddressChanged,
@@ -32,39 +31,13 @@ from .effects import (
     Verdict,
 )
 from .ports import ExternalPorts
+from .rows import Row, Rows, Waiting
 from .values import FILTER_LIMIT, FilterChange, Key, Limits, Mapping, Origin, Transport
 
 INSTALL_TRIES = 8
 """Ports offered to the back end for one request; a refusal means that a program of the host itself holds the port."""
 WAITING_LIMIT = 4
 """Requests that wait for one installation; more are dropped, the client gets the answers to the first ones."""
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """A request to be answered when its row is installed."""
-
-    ticket: object
-    lifetime: int
-    exact_port: int | None = None
-
-
-@dataclass(slots=True)
-class _Row:
-    """A mapping and how far its installation got: none without an external address, under way, or `active`."""
-
-    mapping: Mapping
-    created: bool = False
-    """Whether it was told to the outside: restored and confirmed rows count as such."""
-    installation: int | None = None
-    active: bool = False
-    is_exact: bool = False
-    """Whether it is to have this external port or not to be; for a row that nobody was told of."""
-    requester: object | None = None
-    """Whom to tell when the mapping moves."""
-    refused_ports: set[int] = field(default_factory=set)
-    draw: int = 0
-    waiting: list[_Waiting] = field(default_factory=list)
 
 
 class MappingTable:
@@ -85,14 +58,10 @@ class MappingTable:
         self._undisturbed_since = now - strict_epoch
         self._external_address: str | None = None
         self._last_address = last_address
-        self._rows: dict[Key, _Row] = {}
+        self._rows = Rows()
         self._ports = ExternalPorts(limits)
-        self._by_host: dict[str, dict[Key, None]] = {}
-        self._dynamic_by_host: dict[str, int] = {}
-        self._dynamic = 0
         self._installations: dict[int, Key] = {}
         self._next_number = 1
-        self._deadlines: list[tuple[float, Key]] = []
         self._effects: list[Effect] = []
 
     # -- what is there ---------------------------------------------------------------------------------------------
@@ -128,7 +97,7 @@ class MappingTable:
 
     def mappings(self) -> list[Mapping]:
         """All mappings that exist for clients, those waiting for an external address included."""
-        return [row.mapping for row in self._rows.values() if row.created]
+        return [row.mapping for row in self._rows if row.created]
 
     def find(self, key: Key) -> Mapping | None:
         """The mapping of an internal endpoint."""
@@ -142,8 +111,8 @@ class MappingTable:
 
     def mappings_of(self, host: str) -> list[Mapping]:
         """One host's mappings, in the order in which they came about."""
-        keys = self._by_host.get(host, {})
-        return [row.mapping for row in (self._rows[key] for key in keys) if row.created]
+        rows = (self._rows[key] for key in self._rows.keys_of(host))
+        return [row.mapping for row in rows if row.created]
 
     # -- requests --------------------------------------------------------------------------------------------------
 
@@ -212,7 +181,7 @@ class MappingTable:
             description=description,
         )
         if row is None:
-            self._create(asked, _Waiting(ticket, granted, exact_port), requester, draw, now)
+            self._create(asked, Waiting(ticket, granted, exact_port), requester, draw, now)
             return
         if exact_port not in (None, row.mapping.external_port):
             self._refuse(ticket, Verdict.NOT_AS_ASKED, self._remaining(row, now))
@@ -220,7 +189,7 @@ class MappingTable:
         self._renew(row, asked, requester)
         if row.installation is not None and not row.active:
             if len(row.waiting) < WAITING_LIMIT:
-                row.waiting.append(_Waiting(ticket, granted, exact_port))
+                row.waiting.append(Waiting(ticket, granted, exact_port))
             return
         if row.mapping.expires_at is not None:
             self._effects.append(Changed(Change.RENEWED, row.mapping))
@@ -245,7 +214,7 @@ class MappingTable:
     def delete_all(self, transport: Transport, host: str, *, ticket: object, now: float) -> None:
         """Delete all that one host has for one transport (RFC 6886 §3.4); what has to stay makes it a refusal."""
         self._lapse(now)
-        keys = [key for key in self._by_host.get(host, {}) if key.transport is transport]
+        keys = [key for key in self._rows.keys_of(host) if key.transport is transport]
         verdict = Verdict.DONE
         for key in sorted(keys):
             row = self._rows[key]
@@ -264,7 +233,7 @@ class MappingTable:
     def host_gone(self, host: str, *, now: float) -> int:
         """End all that clients mapped for a host that left the LAN, whoever guards it; gives their number."""
         self._lapse(now)
-        gone = [key for key in self._by_host.get(host, {}) if self._rows[key].mapping.expires_at is not None]
+        gone = [key for key in self._rows.keys_of(host) if self._rows[key].mapping.expires_at is not None]
         for key in gone:
             self._drop(self._rows[key], Change.DELETED, now=now)
         return len(gone)
@@ -329,7 +298,7 @@ class MappingTable:
         if existing is not None:
             self._drop(existing, Change.DELETED)
         mapping = Mapping(key=key, external_port=external_port, origin=Origin.OPERATOR, expires_at=None)
-        row = _Row(mapping, is_exact=True, waiting=[_Waiting(ticket, 0, external_port)])
+        row = Row(mapping, is_exact=True, waiting=[Waiting(ticket, 0, external_port)])
         self._enter(row)
         if self._external_address is None:
             self._confirm(row)
@@ -361,7 +330,7 @@ class MappingTable:
             if self._last_address not in (None, address):
                 self._undisturbed_since = now
             self._last_address = address
-        for row in list(self._rows.values()):
+        for row in list(self._rows):
             if row.mapping.key.is_pinhole:
                 continue
             if row.active and row.installation is not None:
@@ -405,7 +374,7 @@ class MappingTable:
 
     def next_deadline(self) -> float | None:
         """When `handle_deadline` has something to do; it may find that nothing lapses after all."""
-        return self._deadlines[0][0] if self._deadlines else None
+        return self._rows.next_deadline()
 
     def handle_deadline(self, *, now: float) -> None:
         """Let lapse what is due."""
@@ -418,13 +387,13 @@ class MappingTable:
 
     # -- inner steps -----------------------------------------------------------------------------------------------
 
-    def _create(self, wanted: Mapping, waiting: _Waiting, requester: object | None, draw: int, now: float) -> None:
+    def _create(self, wanted: Mapping, waiting: Waiting, requester: object | None, draw: int, now: float) -> None:
         """Enter a mapping on the port it wants, or if that is no condition on another one."""
         key = wanted.key
-        if self._dynamic >= self._limits.total:
+        if self._rows.dynamic >= self._limits.total:
             self._answer(waiting.ticket, Verdict.NO_RESOURCES)
             return
-        if self._dynamic_by_host.get(key.host, 0) >= self._limits.per_host:
+        if self._rows.dynamic_of(key.host) >= self._limits.per_host:
             self._answer(waiting.ticket, Verdict.OVER_QUOTA)
             return
         port: int | None = key.port if key.is_pinhole else wanted.external_port
@@ -439,7 +408,7 @@ class MappingTable:
         if port is None:
             self._answer(waiting.ticket, Verdict.NO_RESOURCES)
             return
-        row = _Row(
+        row = Row(
             replace(wanted, external_port=port),
             is_exact=waiting.exact_port is not None,
             requester=requester,
@@ -449,15 +418,15 @@ class MappingTable:
         self._enter(row)
         self._install(row)
 
-    def _is_guarded(self, row: _Row, nonce: bytes | None) -> bool:
+    def _is_guarded(self, row: Row, nonce: bytes | None) -> bool:
         """Whether this nonce is not the row's; none at all is no other one."""
         return nonce is not None and row.mapping.nonce is not None and row.mapping.nonce != nonce
 
-    def _may_delete(self, row: _Row, nonce: bytes | None) -> bool:
+    def _may_delete(self, row: Row, nonce: bytes | None) -> bool:
         mapping = row.mapping
         return mapping.expires_at is not None and mapping.nonce in (None, nonce)
 
-    def _remaining(self, row: _Row, now: float) -> int:
+    def _remaining(self, row: Row, now: float) -> int:
         """Whole seconds until a row lapses, rounded up; 0 for what does not lapse."""
         expires_at = row.mapping.expires_at
         return 0 if expires_at is None else max(1, math.ceil(expires_at - now))
@@ -493,12 +462,12 @@ class MappingTable:
                 self._drop(row, Change.DELETED, now=None if row.mapping.external_port == port else now)
 
     def _restore_row(self, mapping: Mapping) -> None:
-        row = _Row(mapping, created=True)
+        row = Row(mapping, created=True)
         self._enter(row)
         if self._address_of(mapping.key) is not None:
             self._install(row)
 
-    def _try_another_port(self, row: _Row) -> None:
+    def _try_another_port(self, row: Row) -> None:
         mapping = row.mapping
         row.refused_ports.add(mapping.external_port)
         port = None
@@ -517,7 +486,7 @@ class MappingTable:
         row.mapping = replace(mapping, external_port=port)
         self._install(row)
 
-    def _install(self, row: _Row) -> None:
+    def _install(self, row: Row) -> None:
         address = self._address_of(row.mapping.key)
         assert address is not None
         number = self._next_number
@@ -526,7 +495,7 @@ class MappingTable:
         self._installations[number] = row.mapping.key
         self._effects.append(Install(number, row.mapping, address))
 
-    def _confirm(self, row: _Row) -> None:
+    def _confirm(self, row: Row) -> None:
         mapping = row.mapping
         if not row.created:
             row.created = True
@@ -545,7 +514,7 @@ class MappingTable:
         row.waiting.clear()
         row.refused_ports.clear()
 
-    def _renew(self, row: _Row, asked: Mapping, requester: object | None) -> None:
+    def _renew(self, row: Row, asked: Mapping, requester: object | None) -> None:
         """Move a client's expiry, take on its nonce if there is none yet, its filters, and remember who asked."""
         mapping = row.mapping
         expires_at = asked.expires_at
@@ -562,24 +531,18 @@ class MappingTable:
             description=asked.description if mapping.origin is asked.origin else mapping.description,
         )
         row.requester = requester or row.requester
-        self._push_deadline(expires_at, mapping.key)
+        self._rows.lapses_at(expires_at, mapping.key)
         if asked.filters != mapping.filters and row.installation is not None:
             self._effects.append(Restrict(row.installation, asked.filters))
 
-    def _enter(self, row: _Row) -> None:
+    def _enter(self, row: Row) -> None:
         mapping = row.mapping
-        key = mapping.key
-        self._rows[key] = row
-        if not key.is_pinhole:
-            self._ports.take(key, mapping.external_port)
-        self._by_host.setdefault(key.host, {})[key] = None
-        if mapping.expires_at is not None:
-            self._dynamic += 1
-            self._dynamic_by_host[key.host] = self._dynamic_by_host.get(key.host, 0) + 1
-            self._push_deadline(mapping.expires_at, key)
+        self._rows.enter(row)
+        if not mapping.key.is_pinhole:
+            self._ports.take(mapping.key, mapping.external_port)
 
     def _drop(
-        self, row: _Row, change: Change, *, verdict: Verdict = Verdict.NO_RESOURCES, now: float | None = None
+        self, row: Row, change: Change, *, verdict: Verdict = Verdict.NO_RESOURCES, now: float | None = None
     ) -> None:
         """Forget a row. One still being installed is removed when its installation is reported.
 
@@ -587,18 +550,9 @@ class MappingTable:
         """
         mapping = row.mapping
         key = mapping.key
-        del self._rows[key]
+        self._rows.forget(row)
         if not key.is_pinhole:
             self._ports.release(key, mapping.external_port)
-        keys = self._by_host[key.host]
-        del keys[key]
-        if not keys:
-            del self._by_host[key.host]
-        if mapping.expires_at is not None:
-            self._dynamic -= 1
-            left = self._dynamic_by_host.pop(key.host) - 1
-            if left:
-                self._dynamic_by_host[key.host] = left
         if row.active and row.installation is not None:
             self._effects.append(Remove(row.installation))
         if row.created:
@@ -608,26 +562,12 @@ class MappingTable:
         for waiting in row.waiting:
             self._answer(waiting.ticket, verdict)
 
-    def _push_deadline(self, at: float, key: Key) -> None:
-        heapq.heappush(self._deadlines, (at, key))
-        # Renewals leave their old deadline behind. Rebuilt once they outnumber the rows: constant cost per renewal.
-        if len(self._deadlines) > 2 * len(self._rows) + 64:
-            self._deadlines = [
-                (row.mapping.expires_at, row.mapping.key)
-                for row in self._rows.values()
-                if row.mapping.expires_at is not None
-            ]
-            heapq.heapify(self._deadlines)
-
     def _lapse(self, now: float) -> None:
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, key = heapq.heappop(self._deadlines)
-            row = self._rows.get(key)
-            if row is not None and row.mapping.expires_at is not None and row.mapping.expires_at <= now:
-                self._drop(row, Change.LAPSED, now=now)
+        for row in self._rows.lapsed(now):
+            self._drop(row, Change.LAPSED, now=now)
         self._ports.forget_rested(now)
 
-    def _grant(self, row: _Row, ticket: object, lifetime: int) -> None:
+    def _grant(self, row: Row, ticket: object, lifetime: int) -> None:
         mapping = row.mapping
         is_permanent = mapping.expires_at is None
         port, address = mapping.external_port, self._address_of(mapping.key)
