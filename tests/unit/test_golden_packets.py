@@ -1,15 +1,16 @@
 """What Apple's clients put on the wire (RFC 6281's clients of the field), read by us and carried out by a server."""
 
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
 
 from protocol import natpmp, pcp
-from protocol.constants import Rcode
-from protocol.edns import UpdateLease
-from protocol.message import decode
+from protocol.constants import Class, Opcode, Rcode, Type
+from protocol.edns import Opt, UpdateLease
+from protocol.message import Question, decode, encode
 from protocol.name import from_text
-from protocol.natpmp import AddressRequest, AddressResponse, ForeignVersionRequest, MapRequest, MapResponse, Opcode
+from protocol.natpmp import AddressRequest, AddressResponse, ForeignVersionRequest, MapRequest, MapResponse
 from protocol.tsig import MD5, Key, sign
 from server.keyring import Principal
 from tests.support import golden
@@ -49,6 +50,32 @@ def test_an_apple_client_registers_its_service_and_refreshes_it() -> None:
     assert core.zone.serial == serial, "the same again is a refresh: no event, no serial"
 
 
+@pytest.mark.rfc("6281", "5.2")
+def test_an_apple_client_takes_its_service_back() -> None:
+    """Of its deregistration only the head, the class of its three deletions, lease and signature are on record."""
+    core = Core(allow_md5=True)
+    core.keyring.replace([Principal(OURS, None, None)])
+    assert core.ask(resigned("update/apple-register", 1)).rcode == Rcode.NOERROR
+    registered = decode(golden.load("update/apple-register"))
+    added = [record for record in registered.authority if record.rclass == Class.IN]
+    deletions = [
+        (record.name, record.rtype, Class.NONE, 0, record.rdata(registered.wire))
+        for record in added
+        if from_text(SERVICE) in (record.name, record.rdata(registered.wire))
+    ]
+    zone = [Question(from_text("members.example."), Type.SOA, Class.IN)]
+    opt = Opt(1440, options=(UpdateLease(7200).encode(),))
+    wire = encode(0x5617, Opcode.UPDATE << 11, zone, [], deletions, opt=opt)
+    assert wire[:12].hex(" ", 2) == "5617 2800 0001 0000 0003 0001"
+    assert [record.rclass for record in decode(wire).authority] == [0x00FE] * 3
+    assert wire.endswith(bytes.fromhex("00 0029 05a0 00000000 0008 0002 0004 00001c20"))
+    reply = core.ask(sign(wire, OURS, now=T0)[0])
+    assert (reply.rcode, reply.lease) == (Rcode.NOERROR, UpdateLease(7200))
+    for owner, rtype in ((SERVICE, "SRV"), (SERVICE, "TXT"), ("_http._tcp.members.example.", "PTR")):
+        assert core.query(owner, rtype).answers == []
+    assert core.query("_services._dns-sd._udp.members.example.", "PTR").answers, "others may be of that kind"
+
+
 @pytest.mark.rfc("6886", "3")
 def test_nat_pmp_of_an_apple_client_and_its_gateway() -> None:
     def load(name: str) -> bytes:
@@ -56,9 +83,9 @@ def test_nat_pmp_of_an_apple_client_and_its_gateway() -> None:
 
     assert natpmp.decode_request(load("address-request")) == AddressRequest()
     asked = natpmp.decode_request(load("map-tcp-request"))
-    assert asked == MapRequest(opcode=Opcode.MAP_TCP, internal_port=8080, suggested_port=9090, lifetime=600)
+    assert asked == MapRequest(opcode=natpmp.Opcode.MAP_TCP, internal_port=8080, suggested_port=9090, lifetime=600)
     gone = natpmp.decode_request(load("delete-request"))
-    assert gone == MapRequest(opcode=Opcode.MAP_TCP, internal_port=8080, suggested_port=0, lifetime=0)
+    assert gone == MapRequest(opcode=natpmp.Opcode.MAP_TCP, internal_port=8080, suggested_port=0, lifetime=0)
     assert asked.encode() == load("map-tcp-request") and gone.encode() == load("delete-request")
     address = IPv4Address("198.51.100.7")
     for name, epoch in (("address-response", 0x138A), ("announcement", 0)):
@@ -68,6 +95,13 @@ def test_nat_pmp_of_an_apple_client_and_its_gateway() -> None:
     assert isinstance(mapped, MapResponse)
     assert (mapped.internal_port, mapped.external_port, mapped.lifetime, mapped.epoch) == (8080, 9090, 600, 0x138A)
     assert mapped.encode() == load("map-tcp-response")
+    ended = replace(mapped, external_port=0, lifetime=0)
+    head, tail = bytes.fromhex("0082 0000"), bytes.fromhex("1f90 0000 00000000")  # all of it on record but the epoch
+    assert ended.encode() == head + mapped.epoch.to_bytes(4, "big") + tail
+    assert natpmp.decode_response(ended.encode()) == ended
+    refused = natpmp.decode_response(load("unsupported-version"))
+    assert refused == natpmp.ErrorResponse(opcode=0x81, result=1, epoch=0x138A)
+    assert refused.encode() == load("unsupported-version")
 
 
 @pytest.mark.rfc("6887", "11.1")

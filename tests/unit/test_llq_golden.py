@@ -2,8 +2,9 @@
 
 import pytest
 
-from protocol.edns import LlqOpcode, LlqOption, llq_options
-from protocol.message import decode
+from protocol.constants import AA, QR
+from protocol.edns import LlqOpcode, LlqOption, Opt, llq_options
+from protocol.message import decode, encode
 from protocol.name import from_text
 from server.peer import Peer
 from server.zone.model import RR
@@ -81,6 +82,42 @@ def test_an_apple_private_set_up_brings_its_event_port() -> None:
     host.change(add=[RR(owner, 12, 60, FIRST.rdata)])
     (event,) = host.settle()
     assert event.peer[:3] == ("udp", "192.0.2.7", 5353)
+
+
+PRIVATE = "055f68747470045f74637005616c696365076d656d62657273076578616d706c6500 000c 0001"
+OPTION = "00002905a0000000000016 00010012 0001 000{} 0000 {:016x} {:08x}"
+
+
+def test_the_answer_to_that_set_up_as_that_server_gives_it() -> None:
+    """On record of it: ID, flags, counts, two PTRs of TTL 1, the option. RD is cleared here, for we copy it."""
+    host = Host()
+    stream = Peer("tls", "192.0.2.7", 50000, 9)
+    asked = decode(load("llq/apple-private-setup"))
+    owner = asked.questions[0].name
+    host.change(add=[RR(owner, 12, 1, first.rdata) for first in (FIRST, SECOND)])
+    reply = host.handle(bytes.fromhex("1914 0000") + asked.wire[4:], stream, limit=65535)
+    assert reply is not None
+    llq_id = option_of(reply).llq_id
+    assert reply.startswith(bytes.fromhex("1914 8400 0001 0002 0000 0001" + PRIVATE))
+    assert [(rr.name, rr.rtype, rr.ttl) for rr in decode(reply).answers] == [(owner, 12, 1)] * 2
+    assert reply[-22:] == bytes.fromhex(OPTION.format(1, llq_id, 7200))[-22:]
+
+
+def test_an_event_on_tls_acknowledged_by_udp() -> None:
+    """As that client does it, from another port to the server's port for LLQs: taken, and answered by nothing."""
+    host = Host()
+    stream = Peer("tls", "192.0.2.7", 50000, 9)
+    asked = decode(load("llq/apple-private-setup"))
+    assert host.handle(asked.wire, stream, limit=65535) is not None
+    host.change(add=[RR(asked.questions[0].name, 12, 1, FIRST.rdata)])
+    ((_, event),) = host.run(1)
+    llq_id = option_of(event.wire).llq_id
+    opt = Opt(1440, options=(LlqOption(1, LlqOpcode.EVENT, 0, llq_id, 0).encode(),))
+    wire = encode(0x1111, QR | AA, asked.questions, opt=opt)
+    head = "1111 8400 0001 0000 0000 0001" + PRIVATE
+    assert wire == bytes.fromhex(head + OPTION.format(3, llq_id, 0))
+    assert host.handle(event.wire[:2] + wire[2:], Peer("udp", "192.0.2.7", 5353, 1)) is None
+    assert host.machine.counters.stray_acks == 0
 
 
 def test_answers_of_that_server_are_no_acks_here() -> None:
