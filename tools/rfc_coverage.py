@@ -22,22 +22,39 @@ TITLES = {
     "2136": "Dynamic updates",
     "2181": "Clarifications",
     "2308": "Negative caching",
+    "2782": "SRV",
+    "3007": "Secure updates",
     "3597": "Unknown types",
+    "4034": "DNSSEC records",
+    "4035": "DNSSEC protocol",
     "4343": "Case insensitivity",
     "4592": "Wildcards",
+    "4703": "Names from DHCP",
     "5936": "AXFR",
     "6281": "Back to My Mac",
+    "6604": "RCODE of an alias",
     "6672": "DNAME",
     "6886": "NAT-PMP",
     "6887": "PCP",
     "6891": "EDNS(0)",
     "7766": "DNS over TCP",
+    "7828": "edns-tcp-keepalive",
+    "7830": "EDNS padding",
     "7858": "DNS over TLS",
+    "7873": "Cookies",
     "8020": "NXDOMAIN",
+    "8467": "Padding policies",
     "8482": "Minimal ANY",
+    "8490": "Stateful operations",
     "8764": "Long-Lived Queries",
+    "8765": "DNS Push",
     "8914": "Extended errors",
     "8945": "TSIG",
+    "9018": "Server cookies",
+    "9103": "Transfers over TLS",
+    "9432": "Catalog zones",
+    "9460": "SVCB and HTTPS",
+    "9471": "Glue and truncation",
     "9664": "Update leases",
 }
 
@@ -91,7 +108,7 @@ def _of_inventory(listed: list[Sentence], marked: dict[str, list[str]]) -> list[
     """Sentence by sentence: asserted ones, those that are not claimed, and what else is marked."""
     asserted = [item for item in listed if item.tests]
     others = [item for item in listed if not item.tests]
-    lines = [f"{len(asserted)} sentences asserted, {len(others)} not claimed.", ""]
+    lines = [f"Sentences: {len(asserted)} asserted, {len(others)} not claimed.", ""]
     lines += ["| section | sentence | tests |", "|---|---|---|"]
     lines += [
         f"| {item.section} | {item.rule} | {', '.join(f'`{test}`' for test in item.tests)} |" for item in asserted

@@ -227,6 +227,7 @@ def test_an_update_of_prerequisites_alone_is_a_question(core: Core) -> None:
 @pytest.mark.rfc("2136", "3.3")
 @pytest.mark.rfc("2136", "8")
 @pytest.mark.rfc("3007", "2")
+@pytest.mark.rfc("9664", "8")
 def test_one_who_may_not_update_is_refused(core: Core) -> None:
     assert core.update(delete_name("mac.members.example."), by=ALICE).rcode == Rcode.REFUSED
     assert core.update(delete_name("mac.members.example."), by=None).rcode == Rcode.REFUSED

@@ -71,6 +71,8 @@ def test_the_form_of_the_option_is_that_of_the_request(core: Core, wish: UpdateL
 
 
 @pytest.mark.rfc("6281", "5.2")
+@pytest.mark.rfc("9664", "4.3")
+@pytest.mark.rfc("9664", "8")
 @pytest.mark.parametrize(
     ("wish", "grant"),
     [(1, 1800), (1799, 1800), (1800, 1800), (5400, 5400), (7200, 7200), (7201, 7200), (2**31, 7200), (2**32 - 1, 7200)],
@@ -198,6 +200,7 @@ def test_a_permanent_record_stays_permanent_when_a_member_adds_it_again(core: Co
     assert core.query("mac.alice.members.example.").answers
 
 
+@pytest.mark.rfc("9664", "4.1")
 def test_an_admins_update_is_permanent_without_the_option(core: Core) -> None:
     core.update(A)
     assert expires(core) == [0]

@@ -64,6 +64,8 @@ def updates_of(message):
 
 @pytest.mark.rfc("6281", "5.2")
 @pytest.mark.rfc("2136", "4.4")
+@pytest.mark.rfc("9664", "4.2")
+@pytest.mark.rfc("9664", "5.2")
 def test_registration_as_dnspython_reads_it():
     message = dns.message.from_wire(registration_message(0x1234, ZONE, PLACE, 5400))
     assert message.id == 0x1234
@@ -116,6 +118,7 @@ def reply(rcode=0, options=(), message_id=9, opcode=Opcode.UPDATE):
     return decode(encode(message_id, flags, opt=Opt(options=options) if options else None))
 
 
+@pytest.mark.rfc("9664", "4.2")
 def test_reply_with_granted_lease():
     assert read_reply(reply(options=(UpdateLease(1800).encode(),)), 9, 5400) == Outcome(True, 1800)
 
@@ -203,6 +206,7 @@ def test_refresh_between_80_and_85_percent_of_the_grant(granted):
 
 
 @pytest.mark.rfc("9664", "5.2")
+@pytest.mark.rfc("9664", "6")
 def test_failed_refresh_is_tried_nine_times_before_the_lapse_and_goes_on_as_registration():
     server = Server(first_delay_max=0)
     server.publish(PLACE)

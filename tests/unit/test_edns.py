@@ -125,6 +125,7 @@ def test_both_forms_of_the_lease_option(lease: UpdateLease, octets: str) -> None
     assert update_lease(through_the_wire(Opt(options=(lease.encode(),)))) == lease
 
 
+@pytest.mark.rfc("9664", "4")
 def test_a_lease_reply_of_dnsextd_equals_ours() -> None:
     wire = golden.load("update/dnsextd-register-reply")
     assert encode(0xCEAD, 0xA800, opt=Opt(1440, options=(UpdateLease(7200).encode(),))) == wire
