@@ -53,12 +53,14 @@ def fleet_records(number: int) -> list[tuple[str, int, str, bytes]]:
     return [(fleet_owner(number), *record[1:]) for record in host_records(number)[:2]]
 
 
-def stored_records(hosts: int, lapse_at: int | None = None) -> Iterator[StoredRR]:
-    """Every machine's records, and the fleet's, which have a lease to `lapse_at`."""
+def stored_records(
+    hosts: int, lapse_at: int | None = None, *, fleet: int | None = None, are_leased: bool = False
+) -> Iterator[StoredRR]:
+    """Every machine's records, with a lease only when all `are_leased`; and the fleet's, with one to `lapse_at`."""
     for number in range(hosts):
         for owner, rtype, _, rdata in host_records(number):
-            yield StoredRR(from_text(owner), rtype, 120, rdata, None)
-    for number in range(fleet_size(hosts)):
+            yield StoredRR(from_text(owner), rtype, 120, rdata, lapse_at if are_leased else None)
+    for number in range(fleet_size(hosts) if fleet is None else fleet):
         for owner, rtype, _, rdata in fleet_records(number):
             yield StoredRR(from_text(owner), rtype, 120, rdata, lapse_at)
 

@@ -17,6 +17,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -40,29 +41,30 @@ from protocol.edns import Opt, UpdateLease
 from protocol.message import Question, encode
 from protocol.name import from_text
 from protocol.tsig import SHA256, Key, sign
-from server.config import LeaseSettings
+from server.config import LeaseSettings, LlqSettings
 from server.dispatch import Dispatcher
 from server.fastpath import FastPath
 from server.keyring import Keyring, Principal
 from server.metrics import Metrics
 from server.peer import Peer
+from server.push.service import PushService
 from server.signed_queries import SignedQueries
 from server.store.writing import Statements
-from server.system import SystemClock
+from server.system import SystemClock, SystemEntropy
 from server.writer import Writer
 from server.zone.leases import LeaseQueue
-from server.zone.model import ZoneCommit
+from server.zone.model import Change, ZoneCommit
 from server.zone.zone import Zone, Zones
 
 BATCH: Final = 40
 CLIENT: Final = Peer("udp", "127.0.0.1", 40000, 0)
-_APEX: Final = from_text(ZONE)
-_ADMIN: Final = Key(from_text(KEY_NAME), SHA256, KEY_SECRET)
+APEX: Final = from_text(ZONE)
+ADMIN: Final = Key(from_text(KEY_NAME), SHA256, KEY_SECRET)
 _MEMBER: Final = Key(from_text(FLEET_KEY_NAME), SHA256, KEY_SECRET)
 _SOA: Final = from_text(f"ns.{ZONE}") + from_text(f"hostmaster.{ZONE}") + struct.pack("!5I", 1, 3600, 600, 1209600, 60)
 
 
-class _NoDisk:
+class NoDisk:
     """Prepares what it would write, as the store does before it wakes its thread."""
 
     def __init__(self) -> None:
@@ -73,23 +75,25 @@ class _NoDisk:
         self.rows += sum(len(step.rows) for step in self._statements.steps(commits))
 
 
-class _House:
-    """Zone, keys, writer, dispatcher and ready answers, put together as the server does."""
+class House:
+    """Zone, keys, writer, dispatcher and ready answers, put together as the server does.
 
-    def __init__(self) -> None:
+    With `send_event` it has Long-Lived Queries too, and leases on all records.
+    """
+
+    def __init__(self, hosts: int = HOSTS, send_event: Callable[[Peer, bytes], None] | None = None) -> None:
         self.clock, self.metrics = SystemClock(), Metrics()
         self.zones = Zones()
         self.leases = LeaseQueue(self.zones)
-        zone = Zone(1, _APEX, 1, _SOA, 120)
-        rows: dict[bytes, list[Any]] = {}
-        for record in stored_records(HOSTS, int(time.time()) + 7200):
-            rows.setdefault(record.owner, []).append(record)
-        zone.load([row for group in rows.values() for row in group], None)
+        zone = Zone(1, APEX, 1, _SOA, 120)
+        watched = send_event is not None
+        records = stored_records(hosts, int(time.time()) + 7200, fleet=0 if watched else None, are_leased=watched)
+        zone.load(records, partial(self.leases.loaded, APEX) if watched else None)
         self.zones.add(zone)
-        self.keyring = Keyring((Principal(_ADMIN, None, None), Principal(_MEMBER, 1, from_text(FLEET_KEY_NAME))))
+        self.keyring = Keyring((Principal(ADMIN, None, None), Principal(_MEMBER, 1, from_text(FLEET_KEY_NAME))))
         self.fast = FastPath(self.zones, self.clock, self.metrics.requests)
         self.signed = SignedQueries(self.fast, self.keyring, self.metrics.requests).answer
-        self.store: Any = _NoDisk()
+        self.store: Any = NoDisk()
         self.writer = Writer(
             zones=self.zones,
             store=self.store,
@@ -97,17 +101,28 @@ class _House:
             leases=self.leases,
             limits=LeaseSettings(),
             metrics=self.metrics,
-            on_change=self.fast.changed,
+            on_change=self._changed if watched else self.fast.changed,
             on_node=self.fast.node_changed,
         )
         push: Any = None  # no query of these loops is a long-lived one
+        if send_event is not None:
+            push = PushService(
+                LlqSettings(setups_per_second=1e6, setup_burst=1_000_000, quiet_seconds=0),
+                zones=self.zones, keyring=self.keyring, clock=self.clock, entropy=SystemEntropy(),
+                metrics=self.metrics, send=send_event, event_listener=lambda peer: 0,
+            )  # fmt: skip
+        self.push = push
         self.dispatcher = Dispatcher(
             zones=self.zones, keyring=self.keyring, writer=self.writer, push=push,
             clock=self.clock, metrics=self.metrics, allow_md5=False,
         )  # fmt: skip
 
+    def _changed(self, change: Change) -> None:
+        self.fast.changed(change)
+        self.push.publish(change)
 
-def _update(
+
+def update_message(
     number: int, owner: bytes, key: Key, addresses: tuple[bytes, bytes], lease: int | None, *, replace: bool
 ) -> bytes:
     kinds = (Type.A, Type.AAAA)
@@ -115,7 +130,7 @@ def _update(
     adds = [(owner, kind, Class.IN, 120, rdata) for kind, rdata in zip(kinds, addresses, strict=True)]
     opt = None if lease is None else Opt(options=(UpdateLease(lease).encode(),))
     head = Opcode.UPDATE << 11
-    wire = encode(number & 0xFFFF, head, [Question(_APEX, Type.SOA, Class.IN)], (), [*deletes, *adds], opt=opt)
+    wire = encode(number & 0xFFFF, head, [Question(APEX, Type.SOA, Class.IN)], (), [*deletes, *adds], opt=opt)
     return sign(wire, key, now=int(time.time()) - number // 60_000)[0]  # never the same octets twice
 
 
@@ -124,7 +139,7 @@ def _changes(count: int, key: Key, lease: int | None) -> Iterator[bytes]:
     for number in range(count):
         owner = host_records(rng.randrange(HOSTS))[0][0] if lease is None else fleet_owner(rng.randrange(FLEET))
         new = (b"\x0a" + number.to_bytes(3, "big"), b"\xfd" + rng.randbytes(15))
-        yield _update(number, from_text(owner), key, new, lease, replace=True)
+        yield update_message(number, from_text(owner), key, new, lease, replace=True)
 
 
 def _repetitions(count: int, key: Key, lease: int | None) -> Iterator[bytes]:
@@ -133,11 +148,11 @@ def _repetitions(count: int, key: Key, lease: int | None) -> Iterator[bytes]:
         host = rng.randrange(HOSTS if lease is None else FLEET)
         records = host_records(host)
         owner = records[0][0] if lease is None else fleet_owner(host)
-        yield _update(number, from_text(owner), key, (records[0][3], records[1][3]), lease, replace=False)
+        yield update_message(number, from_text(owner), key, (records[0][3], records[1][3]), lease, replace=False)
 
 
 async def _run_updates(wires: list[bytes]) -> float:
-    house = _House()
+    house = House()
     replies: list[bytes] = []
     handle, step, queue = house.dispatcher.handle, house.writer.step, house.writer._queue
     collector.settle()
@@ -154,7 +169,7 @@ async def _run_updates(wires: list[bytes]) -> float:
 
 
 def _run_queries(wires: list[bytes], *, signed: bool) -> float:
-    house = _House()
+    house = House()
     fast, answered = house.fast, 0
     ready, answer = fast.ready, house.signed if signed else fast.answer
     collector.settle()
@@ -188,14 +203,14 @@ def _absent(count: int) -> list[bytes]:
 
 def _signed(count: int) -> list[bytes]:
     now = int(time.time())
-    return [sign(wire, _ADMIN, now=now)[0] for wire in _repeated(count)]
+    return [sign(wire, ADMIN, now=now)[0] for wire in _repeated(count)]
 
 
 LOOPS: Final[dict[str, Callable[[int], float]]] = {
-    "updates": lambda count: asyncio.run(_run_updates(list(_changes(count, _ADMIN, None)))),
+    "updates": lambda count: asyncio.run(_run_updates(list(_changes(count, ADMIN, None)))),
     "member": lambda count: asyncio.run(_run_updates(list(_changes(count, _MEMBER, 7200)))),
     "refresh": lambda count: asyncio.run(_run_updates(list(_repetitions(count, _MEMBER, 7200)))),
-    "no-change": lambda count: asyncio.run(_run_updates(list(_repetitions(count, _ADMIN, None)))),
+    "no-change": lambda count: asyncio.run(_run_updates(list(_repetitions(count, ADMIN, None)))),
     "repeated": lambda count: _run_queries(_repeated(count), signed=False),
     "absent": lambda count: _run_queries(_absent(count), signed=False),
     "signed": lambda count: _run_queries(_signed(count), signed=True),

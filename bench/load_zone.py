@@ -17,15 +17,16 @@ from server.store.api import KeyRow
 from server.store.sql import SqlStore
 from server.zone.model import RowKey, ZoneCommit
 
+LEASE_SECONDS: Final = 7200
 _CHUNK: Final = 20_000
 
 
-def fill_database(file: Path, hosts: int, port: int) -> None:
+def fill_database(file: Path, hosts: int, port: int, *, are_leased: bool = False) -> None:
     """A service zone with `hosts` machines and the benchmark's key (an administrator's)."""
-    asyncio.run(_fill(file, hosts, port))
+    asyncio.run(_fill(file, hosts, port, are_leased))
 
 
-async def _fill(file: Path, hosts: int, port: int) -> None:
+async def _fill(file: Path, hosts: int, port: int, are_leased: bool) -> None:
     store = await SqlStore.open(f"sqlite+aiosqlite:///{file}")
     try:
         apex = from_text(ZONE)
@@ -37,7 +38,7 @@ async def _fill(file: Path, hosts: int, port: int) -> None:
         row = next(row for row in await store.load_zones() if row.apex == apex)
         async with store.transaction() as transaction:
             await transaction.add_key(KeyRow(Key(from_text(KEY_NAME), SHA256, KEY_SECRET), None, now))
-        records = stored_records(hosts, now + 7200)
+        records = stored_records(hosts, now + LEASE_SECONDS, are_leased=are_leased)
         serial = row.serial
         while chunk := list(islice(records, _CHUNK)):
             puts = tuple((RowKey(fold(rr.owner), rr.rtype, canonical(rr.rtype, rr.rdata)), rr) for rr in chunk)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import structlog
 import typer
 
+from homing import collector
 from homing.cert_command import cert
 from homing.config_file import ConfigError, effective, load, to_toml
 from homing.explain_command import explain_
@@ -140,12 +141,13 @@ def serve(config: Config, log_level: Level = None) -> None:
 
 
 def _serve(config: Path, log_level: LogLevel | None) -> None:
-    from server.app import Server, StartError
     from server.config import ServerSettings
 
     settings = load(ServerSettings, config, flags=_flags(log_level))
     configure_logging(settings.log.level)
     refuse_open_secrets(settings)
+    collector.pause()
+    from server.app import Server, StartError
 
     async def reload(server: Server) -> None:
         try:

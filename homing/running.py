@@ -131,6 +131,7 @@ async def _run(
     try:
         collector.settle()
         loop.call_later(collector.LOOK_AGAIN_SECONDS, _look_again, loop)
+        _tick(loop)
         sys.stdout.write("".join(("ready\n", *(f"listening {text}\n" for text in listening(program)))))
         sys.stdout.flush()
         log.info("ready")
@@ -175,3 +176,8 @@ async def _reload_when_asked(
 def _look_again(loop: asyncio.AbstractEventLoop) -> None:
     collector.look_again()
     loop.call_later(collector.LOOK_AGAIN_SECONDS, _look_again, loop)
+
+
+def _tick(loop: asyncio.AbstractEventLoop) -> None:
+    collector.tick()
+    loop.call_later(collector.TICK_SECONDS, _tick, loop)
