@@ -18,8 +18,14 @@ from typing import Any, Final
 
 from bench import queries, updates
 from bench.crowd import Crowd
-from bench.data import FLEET, FLEET_KEY_NAME, fleet_owner, host_records, write_repeated_queries
-from bench.growth import RECORDS_A_HOST
+from bench.data import (
+    FLEET,
+    FLEET_KEY_NAME,
+    RECORDS_A_HOST,
+    fleet_owner,
+    host_records,
+    write_repeated_queries,
+)
 from bench.load_zone import fill_database
 from bench.peers import PEERS, Peer, running
 

@@ -15,6 +15,7 @@ ZONE: Final = "members.example."
 KEY_NAME: Final = "bench.members.example."
 KEY_SECRET: Final = bytes(range(32))
 HOSTS: Final = 5000
+RECORDS_A_HOST: Final = 4
 FLEET_KEY_NAME: Final = "fleet.members.example."  # the key of one member with many machines; same secret
 FLEET: Final = 20_000  # so many that each is refreshed less than once a second: a second time would change nothing
 

@@ -1,26 +1,29 @@
-"""Growth: start-up, memory, query and update rates of each server as the zone grows, one figure a size.
+"""Growth: start-up, memory, query, update and event rates of each server as the zone grows, one figure a size.
 
 `python -m bench growth` (part of `python -m bench`); sizes are records in the zone. homing's records all have leases.
 """
 
 import shutil
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 from typing import Final
 
 from bench import queries, updates
-from bench.data import host_records, write_master_file, write_repeated_queries
+from bench.data import RECORDS_A_HOST, host_records, write_master_file, write_repeated_queries
+from bench.load_zone import fill_database
 from bench.peers import ADDRESS, Peer, running
 
 SIZES: Final = (1_000, 10_000, 100_000, 1_000_000)
-RECORDS_A_HOST: Final = 4
-FIGURES: Final = ("start_seconds", "resident_mib", "queries_per_second", "updates_per_second")
+SUBSCRIBERS: Final = 10_000
+FIGURES: Final = ("start_seconds", "resident_mib", "queries_per_second", "updates_per_second", "events_per_second")
 TITLES: Final = {
     "start_seconds": "seconds from start to the first answer",
     "resident_mib": "memory after start, MiB",
     "queries_per_second": "queries a second, 75 % hits",
     "updates_per_second": "durable signed updates a second, 40 in flight",
+    "events_per_second": f"LLQ events a second to {SUBSCRIBERS:,} subscribers of a name, without sockets",
 }
 _SECONDS: Final = 4
 _WITHOUT_LARGE: Final = ("powerdns",)  # its loader takes an hour for a million records
@@ -55,6 +58,9 @@ def measure(peers: list[Peer], work: Path, rounds: int, sizes: tuple[int, ...] =
 def _one(peer: Peer, folder: Path, master_file: Path, hosts: int, asked: Path, changed: Path) -> dict[str, float]:
     seed, directory = folder / f"{peer.name}-seed", folder / peer.name
     if not seed.exists():  # filled once, started once: files that a server makes at its first start are there
+        if peer.name == "homing":
+            seed.mkdir()
+            fill_database(seed / "homing.db", hosts, 53, are_leased=True)
         with running(peer, seed, master_file, hosts):
             pass
     shutil.copytree(seed, directory)
@@ -64,9 +70,16 @@ def _one(peer: Peer, folder: Path, master_file: Path, hosts: int, asked: Path, c
             values["queries_per_second"] = queries.dnsperf(server.port, asked, seconds=_SECONDS)
             if peer.signs:
                 values["updates_per_second"] = updates.send(server.port, changed, 40)
+        if peer.name == "homing":
+            values["events_per_second"] = _events_per_second(hosts * RECORDS_A_HOST)
         return values
     finally:
         shutil.rmtree(directory)
+
+
+def _events_per_second(records: int) -> float:
+    command = [sys.executable, "-m", "bench.independence", "--sizes", str(records), "--fan-out", str(SUBSCRIBERS)]
+    return float(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
 def table(growth: Growth) -> str:

@@ -1,6 +1,7 @@
 """What must not depend on the size of the zone: the same work in a small and in a large one, and the ratio.
 
     python -m bench.independence --sizes 1000 1000000
+    python -m bench.independence --sizes 1000 --fan-out 10000      events a second to subscribers of one name
 
 Microseconds an operation, median of the rounds, in one process without sockets or disk, from the octets of a request to
 those of its reply or event. All records have leases; names are drawn from the whole zone.
@@ -19,8 +20,7 @@ from typing import Final
 
 import structlog
 
-from bench.data import ZONE, host_records
-from bench.growth import RECORDS_A_HOST
+from bench.data import RECORDS_A_HOST, ZONE, host_records
 from bench.hot_loops import ADMIN, APEX, BATCH, House, update_message
 from bench.peers import SERVER_CPU
 from homing import collector
@@ -128,11 +128,14 @@ class Bench:
 
     async def llq_setup(self) -> float:
         """Both halves of the four-way handshake."""
+        return self._subscribe([from_text(host_records(host)[0][0]) for host in self._hosts()])
+
+    def _subscribe(self, names: list[bytes]) -> float:
         asked = []
-        for host in self._hosts():
+        for name in names:
             number = self._next()
             peer = Peer("udp", f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", _PORT, 0)
-            asked.append((Question(from_text(host_records(host)[0][0]), Type.A, Class.IN), peer, 0))
+            asked.append((Question(name, Type.A, Class.IN), peer, 0))
         first, challenges = self._ask(LlqOpcode.SETUP, asked)
         answers = [
             (question, peer, option.llq_id) for (question, peer, _), option in zip(asked, challenges, strict=True)
@@ -170,6 +173,17 @@ class Bench:
         assert self.house.push.subscriptions == 0
         return seconds
 
+    async def fan_out(self, subscribers: int) -> float:
+        """Events a second, from an update until all who watch the name are told."""
+        name = from_text(host_records(self._hosts()[0])[0][0])
+        self._subscribe([name] * subscribers)
+        collector.settle()
+        begun = time.perf_counter()
+        await self._carry_out([update_message(self._next(), name, ADMIN, (bytes(4), bytes(16)), LEASE, replace=True)])
+        while len(self.events) < subscribers:
+            await asyncio.sleep(0)
+        return subscribers / (time.perf_counter() - begun)
+
     async def absent(self) -> float:
         fast = self.house.fast
         keys = [
@@ -199,6 +213,10 @@ WORK: Final[dict[str, Callable[[Bench], object]]] = {
 }
 
 
+async def fan_out(records: int, subscribers: int) -> float:
+    return await Bench(records).fan_out(subscribers)
+
+
 async def measure(records: int) -> dict[str, float]:
     bench = Bench(records)
     collector.settle()
@@ -214,9 +232,15 @@ def main() -> int:
         prog="python -m bench.independence", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES), help="records in the zone")
-    sizes = parser.parse_args().sizes
+    parser.add_argument("--fan-out", type=int, metavar="SUBSCRIBERS", help="only this figure, a line a size")
+    options = parser.parse_args()
+    sizes = options.sizes
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     os.sched_setaffinity(0, {int(SERVER_CPU)})
+    if options.fan_out:
+        for size in sizes:
+            print(f"{asyncio.run(fan_out(size, options.fan_out)):.0f}")
+        return 0
     found = {size: asyncio.run(measure(size)) for size in sizes}
     print("| µs each | " + " | ".join(f"{size:,} records" for size in sizes) + " | last to first |")
     print("|---" * (len(sizes) + 2) + "|")

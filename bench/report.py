@@ -113,8 +113,9 @@ def plot(results: dict[str, Any], directory: Path) -> None:
         _save(figure, directory, "rates")
     by_figure = results.get("growth") or {}
     if by_figure:
-        figure, grid = plt.subplots(2, 2, figsize=(9, 6.5), layout="constrained")
-        for axes, name in zip(grid.flat, growth.FIGURES, strict=True):
+        figure, grid = plt.subplots(2, 3, figsize=(13, 6.5), layout="constrained")
+        grid[1][2].set_axis_off()
+        for axes, name in zip(grid.flat, growth.FIGURES, strict=False):
             for peer in ORDER:
                 values = by_figure.get(name, {}).get(peer)
                 if values:
