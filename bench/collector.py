@@ -19,10 +19,10 @@ from typing import Any, Final
 from bench import queries, updates
 from bench.crowd import Crowd
 from bench.data import (
-    FLEET,
     FLEET_KEY_NAME,
     RECORDS_A_HOST,
     fleet_owner,
+    fleet_size,
     host_records,
     write_repeated_queries,
 )
@@ -72,7 +72,7 @@ def measure(records: int, seconds: int) -> list[tuple[int, float]]:
         directory = Path(name)
         everyone, member, asked = directory / "everyone", directory / "member", directory / "asked"
         updates.write_changes(everyone, [host_records(number)[0][0] for number in range(min(hosts, 50_000))])
-        updates.write_changes(member, [fleet_owner(number) for number in range(FLEET)])
+        updates.write_changes(member, [fleet_owner(number) for number in range(fleet_size(hosts))])
         write_repeated_queries(asked, hosts)
         with running(Peer("homing", sys.executable, True, _prepare), directory / "server", asked, hosts) as server:
             with contextlib.closing(Crowd(server.port, _SOCKETS, _QUESTIONS)) as crowd:
