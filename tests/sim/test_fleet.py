@@ -12,15 +12,23 @@ from unittest.mock import patch
 
 import pytest
 
+from protocol.constants import Opcode, Type
+from protocol.message import Question, decode, encode
+from protocol.name import from_text
 from server.push.events import NOTHING, make_plan
 from server.push.llq_machine import LlqMachine
 from server.push.survival import Survival
 from server.store.api import Subscriptions
+from server.zone.model import RowKey
 from server.zone.node import RRset
 from tests.sim.fleet import life
+from tests.sim.fleet.truth import Truth
 
 SEEDS = int(os.environ.get("HOMING_FLEET_SEEDS", "2"))
 HOSTS = 60
+KEY = RowKey(from_text("mac.alice.members.example."), Type.A, bytes(4))
+PLACE = ("192.0.2.1", 4000)
+UPDATE = encode(7, Opcode.UPDATE << 11)
 DAYS = 1  # a storm and its quiet
 
 
@@ -135,3 +143,39 @@ def test_the_checks_bite(mutation: str) -> None:
                 if re.search(complaint, found[-1]):
                     return
     pytest.fail(f"nobody noticed that {mutation}; noticed: {found}")
+
+
+def _judged() -> tuple[Truth, list[float], list[str]]:
+    now, notes = [0.0], []
+    return Truth(lambda: now[0], notes.append), now, notes
+
+
+def _tell(truth: Truth, sent_at: float) -> None:
+    wire = encode(1, 0x8000, (Question(KEY.owner_key, KEY.rtype, 1),), ((*KEY[:2], 1, 120, KEY.rdata_key),))
+    truth.told(decode(wire), wire, sent_at, is_event=False)
+
+
+def test_a_refused_renewal_leaves_the_former_lease() -> None:
+    """It asked for a shorter one; until the former ends the record may be told, and no longer."""
+    truth, now, notes = _judged()
+    for lease in (9000.0, 3000.0):
+        truth.underway(PLACE, 7, [KEY], lease)
+        truth.arrives(PLACE, UPDATE)
+        if lease == 9000.0:
+            truth.acknowledged([KEY], now[0], lease)
+    _tell(truth, 8000.0)
+    assert notes == []
+    _tell(truth, 9002.0)
+    assert len(notes) == 1
+
+
+def test_an_acknowledged_lease_may_be_shorter_than_the_former() -> None:
+    truth, now, notes = _judged()
+    for lease in (9000.0, 3000.0):
+        truth.underway(PLACE, 7, [KEY], lease)
+        truth.arrives(PLACE, UPDATE)
+        truth.acknowledged([KEY], now[0], lease)
+    _tell(truth, 2800.0)
+    assert notes == []
+    _tell(truth, 3002.0)
+    assert len(notes) == 1

@@ -39,6 +39,13 @@ class Op(NamedTuple):
         return RowKey(fold(self.name), self.rtype, canonical(self.rtype, self.rdata))
 
 
+def _acknowledgement(event: Message, wire: bytes) -> bytes:
+    """ID, question and OPT of the event as they stand there (RFC 8764 §6)."""
+    opt = next(record for record in event.additional if record.rtype == Type.OPT)
+    header = wire[:2] + QR.to_bytes(2, "big") + bytes((0, 1, 0, 0, 0, 0, 0, 1))
+    return header + wire[12 : event.answers[0].offset] + wire[opt.offset : opt.rdata_offset + opt.rdlength]
+
+
 class Member:
     def __init__(self, domain: bytes, zone: bytes, key: Key, *, is_private: bool) -> None:
         self.domain, self.zone, self.key, self.is_private = domain, zone, key, is_private
@@ -219,7 +226,7 @@ class Machine:
             self._later(LATE_SECONDS + self._rng.uniform(1.0, 300.0), self.publish)
             return
         if granted is not None:
-            self._world.truth.acknowledged(update.added, update.sent_at + granted.lease)
+            self._world.truth.acknowledged(update.added, update.sent_at, granted.lease)
             self._later(granted.lease * self._rng.uniform(0.7, 0.85), self._renew, self._renewal)
         if self._wants_update:
             # A copy of the last one may still be under way: overtaken by the next, it would undo that.
@@ -359,8 +366,7 @@ class Machine:
                 else:
                     counts["known adds"] += item in sub.view
                     sub.view.add(item)
-        assert message.opt is not None
-        self._world.air.to_server(self.place, encode(message.id, QR, message.questions, opt=message.opt))
+        self._world.air.to_server(self.place, _acknowledgement(message, wire))
 
     def receive(self, wire: bytes, sent_at: float) -> None:
         message = decode(wire)

@@ -20,6 +20,7 @@ from tests.support.zones import row_key
 
 OPERATOR: Final = ("198.51.100.251", 4000)
 STORM_SECONDS: Final = 3.5 * 3600.0
+ASKED_AT_SECONDS: Final = (-BUSY_SECONDS - 1.0, -BUSY_SECONDS, -2.0, -1.0, 0.0, 1.0, 2.0)  # from the end of a lease
 TROUBLES_A_MACHINE: Final = 1.0  # of a storm
 SERVER_TROUBLE_SECONDS: Final = 1200.0  # from one to the next
 
@@ -102,9 +103,9 @@ class Troubles:
         owner, rtype, rdata = self._rng.choice(machine.records())
         key = RowKey(fold(owner), rtype, canonical(rtype, rdata))
         until = fleet.truth.told_until.get(key, 0.0)
-        for at in (until - BUSY_SECONDS - 1, until - BUSY_SECONDS, until - 1, until, until + 1, until + 2):
-            if at > fleet.now:
-                fleet.loop.after(at - fleet.now, self._ask, owner, rtype)
+        for seconds in ASKED_AT_SECONDS:
+            if until + seconds > fleet.now:
+                fleet.loop.after(until + seconds - fleet.now, self._ask, owner, rtype)
 
     def _ask(self, owner: bytes, rtype: int) -> None:
         self._fleet.counts["questions of strangers"] += 1

@@ -14,6 +14,7 @@ from tests.support.simloop import Address
 
 EVENT_SECONDS: Final = 14.0 + LATE_SECONDS  # an event tells again for 14 s what was true when it was made
 BUSY_SECONDS: Final = 10.0  # how long an update may wait for the writer
+ROUNDED_SECONDS: Final = 1.0  # leases end at whole seconds, never too soon
 PENDING_SECONDS: Final = 600.0  # no copy of an update is under way for longer
 _TOLD: Final = (Type.A, Type.SRV, Type.PTR, Type.TXT)
 _KEYS_KEPT: Final = 50_000
@@ -56,16 +57,19 @@ class Truth:
                 self.kept_until.pop(key, None)
 
     def arrives(self, source: Address, data: bytes) -> None:
-        """At the server: from now on it may tell of it, until the lease ends."""
+        """At the server: from now on it may tell of it until the lease ends, or the former one, should it refuse."""
         if (data[2] >> 3 & 0xF) == Opcode.UPDATE:
             found = self._pending.get((source, int.from_bytes(data[:2], "big")))
             if found is not None:
                 until = self._now() + BUSY_SECONDS + found.lease
-                self.told_until.update(dict.fromkeys(found.added, until))
+                for key in found.added:
+                    self.told_until[key] = max(until, self.told_until.get(key, 0.0))
 
-    def acknowledged(self, added: list[RowKey], until: float) -> None:
+    def acknowledged(self, added: list[RowKey], sent_at: float, lease: float) -> None:
+        """It began after it was sent and before now."""
         for key in added:
-            self.kept_until[key] = until
+            self.kept_until[key] = sent_at + lease
+            self.told_until[key] = self._now() + ROUNDED_SECONDS + lease
             self._promises.setdefault(key[:2], set()).add(key)
 
     def told(self, message: Message, wire: bytes, sent_at: float, *, is_event: bool) -> None:
