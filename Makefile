@@ -42,8 +42,9 @@ SEEDS ?= 200
 HOSTS ?= 2000
 DAYS ?= 3
 JOBS ?= 1
-sim: $(STAMP)  ## many seeds of the large simulation: SEEDS=200 HOSTS=2000 DAYS=3 JOBS=1
-	$(BIN)/python -m tests.sim.fleet --seeds $(SEEDS) --hosts $(HOSTS) --days $(DAYS) --jobs $(JOBS)
+FIRST ?= 1
+sim: $(STAMP)  ## many seeds of the large simulation: SEEDS=200 HOSTS=2000 DAYS=3 JOBS=1 FIRST=1
+	$(BIN)/python -m tests.sim.fleet --seeds $(SEEDS) --hosts $(HOSTS) --days $(DAYS) --jobs $(JOBS) --first $(FIRST)
 
 crowd: $(STAMP)  ## 100,000 subscriptions over a kill and a restart, with figures
 	$(BIN)/python -m bench.crowd
