@@ -116,9 +116,10 @@ _live_records = RRset.live
 
 
 async def _acknowledge_first(writer: Any, pending: Any) -> None:
-    batch = writer._draft(pending)
+    batch = await writer._draft(pending)
     commits = writer._commits(batch)
     writer._publish(batch)
+    await writer._reply(batch)
     await asyncio.sleep(10)
     if commits:
         await writer._store.commit(commits)

@@ -453,9 +453,10 @@ class SilentPush:
 
 
 def finish(work: Coroutine[Any, Any, _T]) -> _T:
-    """Run a coroutine that never has to wait, without a loop."""
+    """Run a coroutine that never has to wait, but may give others a turn, without a loop."""
     try:
-        work.send(None)
+        while work.send(None) is None:
+            pass
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]  # a coroutine's return value comes untyped
     work.close()
