@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import count
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from protocol.constants import MAX_MESSAGE_OCTETS, Class, EdnsOption, Type, is_meta_type
 from protocol.edns import LLQ_VERSION, LlqError, LlqOpcode, LlqOption, Opt, llq_options
@@ -110,6 +110,7 @@ Lookup = Callable[[Question], list[RR]]
 Admit = Callable[[Question], LlqError]
 
 
+_Try = tuple[float, Subscription, Outstanding]  # when it is looked at again, and for which event
 _Crowd = deque[Subscription]  # those of one question whose window closed, not yet looked at
 
 
@@ -204,7 +205,10 @@ class LlqMachine:
         self._event_listener = event_listener
         self._register = Register()
         self._bucket = TokenBucket(limits.setups_per_second, limits.setup_burst)
-        self._heap: list[tuple[float, int, Subscription | Topic, Outstanding | None]] = []
+        self._heap: list[tuple[float, int, Subscription | Topic]] = []
+        # By number of tries: whoever was sent an event, in the order in which the next try is due, the wait being the
+        # same for all of them. A timer wheel of three spokes; nothing is sorted.
+        self._retries: tuple[deque[_Try], ...] = tuple(deque() for _ in RETRY_SECONDS)
         self._ticket = count()
         self._ready: deque[tuple[float, Subscription | _Crowd]] = deque()
         self._parked: dict[int, list[Subscription]] = {}
@@ -219,7 +223,8 @@ class LlqMachine:
 
     def next_deadline(self) -> float | None:
         """The moment something is due, maybe past; None when nothing ever is."""
-        moments = [entries[0][0] for entries in (self._heap, self._ready) if entries]
+        queues: tuple[Sequence[tuple[Any, ...]], ...] = (self._heap, self._ready, *self._retries)
+        moments: list[float] = [entries[0][0] for entries in queues if entries]
         return min(moments, default=None)
 
     def take_effects(self) -> list[SendEvent]:
@@ -431,7 +436,7 @@ class LlqMachine:
         if held.is_on_stream or self._register.of(request.peer, held.topic.question, held.key_name) is not None:
             return
         event = held.outstanding
-        self._register.settle(held)
+        held.outstanding = None
         _step(held, Input.MOVED)
         self._register.move(held, request.peer)
         if event is not None:
@@ -503,7 +508,7 @@ class LlqMachine:
     def _acked(self, subscription: Subscription, now: float) -> None:
         event = subscription.outstanding
         assert event is not None
-        self._register.settle(subscription)
+        subscription.outstanding = None
         subscription.sure, subscription.maybe = event.plan.sure, event.plan.maybe
         _step(subscription, Input.ACKED)
         self.counters.acks += 1
@@ -685,21 +690,29 @@ class LlqMachine:
 
     def handle_deadline(self, *, now: float, unix: int, most: int = _SLICE) -> None:
         """Do what is due, at most `most` things; `next_deadline` stays in the past while more is."""
-        for _ in range(most):
-            if self._heap and self._heap[0][0] <= now:
-                _, _, target, event = heapq.heappop(self._heap)
-                if isinstance(target, Topic):
-                    self._window_due(target, now)
-                elif event is not None:
-                    self._retry_due(target, event, now)
-                else:
-                    self._lease_due(target, now)
-            elif self._ready:
-                subscription = self._next_ready()
-                if subscription.state is State.DUE:
-                    self._flush_safely(subscription, now, unix)
-            else:
+        for _ in range(most - self._handle_moments(now, most)):
+            if not self._ready:
                 return
+            subscription = self._next_ready()
+            if subscription.state is State.DUE:
+                self._flush_safely(subscription, now, unix)
+
+    def _handle_moments(self, now: float, most: int) -> int:
+        """Leases, windows and tries whose moment has come; how many, at most `most`."""
+        done = 0
+        while done < most and self._heap and self._heap[0][0] <= now:
+            _, _, target = heapq.heappop(self._heap)
+            if isinstance(target, Topic):
+                self._window_due(target, now)
+            else:
+                self._lease_due(target, now)
+            done += 1
+        for spoke in self._retries:
+            while done < most and spoke and spoke[0][0] <= now:
+                _, subscription, event = spoke.popleft()
+                self._retry_due(subscription, event, now)
+                done += 1
+        return done
 
     def _next_ready(self) -> Subscription:
         """The next in turn; a crowd gives one and goes to the back."""
@@ -713,9 +726,9 @@ class LlqMachine:
             _step(subscription, Input.CHANGED)
         return subscription
 
-    def _schedule(self, at: float, target: Subscription | Topic, event: Outstanding | None = None) -> None:
+    def _schedule(self, at: float, target: Subscription | Topic) -> None:
         """Entries that came to nothing stay until their time, but never more of them than live ones and some."""
-        heapq.heappush(self._heap, (at, next(self._ticket), target, event))
+        heapq.heappush(self._heap, (at, next(self._ticket), target))
         if len(self._heap) > 1024 + 4 * len(self._register):
             self._heap = [entry for entry in self._heap if _is_awaited(entry)]
             heapq.heapify(self._heap)
@@ -809,7 +822,7 @@ class LlqMachine:
             self._sent_on_stream(subscription, event, now)
         else:
             _step(subscription, Input.SENT)
-            self._register.expect_ack(subscription, event)
+            subscription.outstanding = event
             subscription.tries = 0
             self._transmit(subscription, event, now)
 
@@ -818,8 +831,14 @@ class LlqMachine:
         self._effects.append(
             SendEvent(subscription.peer, subscription.key_name, event.message_id, wire, event.signed_at)
         )
-        self._schedule(now + RETRY_SECONDS[subscription.tries], subscription, event)
-        subscription.tries += 1
+        tries = subscription.tries
+        waiting = self._retries[tries]
+        waiting.append((now + RETRY_SECONDS[tries], subscription, event))
+        subscription.tries = tries + 1
+        if len(waiting) > 1024 + 4 * len(self._register):  # mostly of events acknowledged since
+            awaited = [each for each in waiting if each[1].outstanding is each[2]]
+            waiting.clear()
+            waiting.extend(awaited)
 
     def _sent_on_stream(self, subscription: Subscription, event: Outstanding, now: float) -> None:
         """A stream delivers in order or breaks: the event counts as received, but may yet be lost for a while."""
@@ -856,12 +875,10 @@ def _event_id(subscription: Subscription, unix: int) -> int:
     return (subscription.stamp ^ subscription.llq_id) & 0xFFFF
 
 
-def _is_awaited(entry: tuple[float, int, Subscription | Topic, Outstanding | None]) -> bool:
-    at, _, target, event = entry
+def _is_awaited(entry: tuple[float, int, Subscription | Topic]) -> bool:
+    at, _, target = entry
     if isinstance(target, Topic):
         return target.window_opened_at is not None and bool(target.subscriptions)
-    if event is not None:
-        return target.outstanding is event
     return target.state is not State.GONE and target.alarm_at == at
 
 

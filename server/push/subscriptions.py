@@ -129,11 +129,6 @@ class Subscription:
         items = self.topic.items
         return not self.topic.is_stale and self.sure is items and self.maybe is items
 
-    @property
-    def ack_key(self) -> tuple[int, int, str, int]:
-        assert self.outstanding is not None
-        return self.outstanding.message_id, self.llq_id, self.peer.address, self.peer.port
-
 
 Identity = tuple[str | int, int, Topic, bytes | None]
 
@@ -160,17 +155,17 @@ class Register:
 
     def __init__(self) -> None:
         self._topics: dict[bytes, dict[int, Topic]] = {}
-        self._by_id: dict[tuple[int, Topic], Subscription] = {}
+        self._by_id: dict[int, tuple[Subscription, ...]] = {}  # nearly always one: numbers differ by question at least
+        self._count = 0
         self._by_identity: dict[Identity, Subscription] = {}
         self._by_stream: dict[int, dict[Subscription, None]] = {}
-        self._by_ack: dict[tuple[int, int, str, int], Subscription] = {}
         self._per_network: dict[str, int] = {}
 
     def __len__(self) -> int:
-        return len(self._by_id)
+        return self._count
 
     def __iter__(self) -> Iterator[Subscription]:
-        return iter(list(self._by_id.values()))
+        return iter([held for same in self._by_id.values() for held in same])
 
     def topic(self, owner: bytes, rtype: int) -> Topic | None:
         """The topic of a folded owner name and type, if watched."""
@@ -182,7 +177,9 @@ class Register:
 
     def find(self, llq_id: int, question: Question) -> Subscription | None:
         topic = self.topic(fold(question.name), question.rtype)
-        return None if topic is None or question.rclass != Class.IN else self._by_id.get((llq_id, topic))
+        if topic is None or question.rclass != Class.IN:
+            return None
+        return next((held for held in self._by_id.get(llq_id, ()) if held.topic is topic), None)
 
     def of(self, peer: Peer, question: Question, key_name: bytes | None) -> Subscription | None:
         """The subscription this client already holds for this question."""
@@ -207,15 +204,21 @@ class Register:
         topic = subscription.topic
         self._topics.setdefault(topic.owner, {})[topic.rtype] = topic
         topic.subscriptions[subscription] = None
-        self._by_id[subscription.llq_id, topic] = subscription
+        self._by_id[subscription.llq_id] = (*self._by_id.get(subscription.llq_id, ()), subscription)
+        self._count += 1
         self._per_network[subscription.network] = self.count_of_network(subscription.network) + 1
         self._attach(subscription)
 
     def remove(self, subscription: Subscription) -> None:
-        self.settle(subscription)
+        subscription.outstanding = None
         self._detach(subscription)
         topic = subscription.topic
-        del self._by_id[subscription.llq_id, topic]
+        others = tuple(held for held in self._by_id[subscription.llq_id] if held is not subscription)
+        if others:
+            self._by_id[subscription.llq_id] = others
+        else:
+            del self._by_id[subscription.llq_id]
+        self._count -= 1
         del topic.subscriptions[subscription]
         if not topic.subscriptions:
             types = self._topics[topic.owner]
@@ -234,18 +237,13 @@ class Register:
         subscription.peer = peer
         self._attach(subscription)
 
-    def expect_ack(self, subscription: Subscription, outstanding: Outstanding) -> None:
-        subscription.outstanding = outstanding
-        self._by_ack[subscription.ack_key] = subscription
-
     def awaiting(self, message_id: int, llq_id: int, peer: Peer) -> Subscription | None:
-        return self._by_ack.get((message_id, llq_id, peer.address, peer.port))
-
-    def settle(self, subscription: Subscription) -> None:
-        """Expect no ack any more."""
-        if subscription.outstanding is not None:
-            del self._by_ack[subscription.ack_key]
-            subscription.outstanding = None
+        """The one whose event of this message ID, sent to `peer`, is not acknowledged yet."""
+        for held in self._by_id.get(llq_id, ()):
+            event = held.outstanding
+            if event is not None and event.message_id == message_id and held.peer[1:3] == peer[1:3]:
+                return held
+        return None
 
     def _attach(self, subscription: Subscription) -> None:
         peer = subscription.peer

@@ -59,8 +59,22 @@ def test_coming_and_going_leaves_nothing_behind() -> None:
     assert len(host.machine) == 0
     assert len(host.machine._heap) <= 1100
     register = host.machine._register
-    assert not any((register._topics, register._by_id, register._by_identity, register._by_stream, register._by_ack))
+    assert not any((register._topics, register._by_id, register._by_identity, register._by_stream))
+    assert not any(host.machine._retries)
     assert not register._per_network
+
+
+def test_events_acknowledged_at_once_leave_few_tries_behind() -> None:
+    host = Host()
+    crowd(host, 300)
+    for number in range(12):  # all of them within the two seconds to the first repetition
+        host.change(add=[a_record(number)])
+        events = host.run(0.15)
+        assert len(events) == 300
+        assert all(host.acknowledge(event) for _, event in events)
+    assert sum(map(len, host.machine._retries)) <= 1024 + 4 * 300
+    assert host.run(20) == []
+    assert not any(host.machine._retries)
 
 
 def test_refreshing_leaves_one_timer_a_lease() -> None:
