@@ -10,19 +10,17 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address
 from typing import assert_never
 
 import structlog
 
-from protocol.addresses import is_behind_a_nat
 from protocol.pcp import ANNOUNCEMENT_GROUP_IPV6
 
 from .backend.base import Backend
 from .backend.choice import backend_for
 from .config import Endpoint, GatewayConfig
-from .errors import InstallRefusedError, StartError, StoreError
+from .errors import InstallRefusedError, StartError
 from .igd import ssdp
 from .igd.device import IgdDevice, Place, places
 from .interfaces import Addresses, InterfaceWatch
@@ -35,7 +33,6 @@ from .mappings import (
     EpochReset,
     Install,
     Key,
-    Mapping,
     MappingTable,
     Moved,
     Origin,
@@ -48,17 +45,16 @@ from .natpmp import MapTicket, NatPmpFrontEnd, Peer
 from .operations import OperatorDesk, OperatorTicket
 from .pcp import MappingUpdates, PcpFrontEnd, PcpTicket, Requester
 from .ratelimit import RateLimit
+from .saving import Saving
 from .services import Services
-from .state import Saved, StateFile
+from .state import Saved
 from .system import System
-from .views import AddressEvent, Event, MappingEvent, MappingView
+from .telling import Teller
+from .views import Event, MappingView, view_of
 from .wan import pick
 
-CLOCK_CHECK_SECONDS = 60.0
-"""How often the wall clock is compared with the monotonic one; a step makes the times in the state file wrong."""
-CLOCK_STEP_SECONDS = 2.0
-RETRY_SECONDS = 1.0
-"""Wait after a failed commit that nobody's request repeats."""
+FAILURE_SECONDS = 1.0
+"""Wait after a fault of our own, before the worker goes on."""
 
 
 class Gateway:
@@ -73,7 +69,6 @@ class Gateway:
         backend: Backend | None = None,
     ) -> None:
         self._config = config
-        self._on_event = on_event
         self._system = system or System()
         self._backend: Backend = backend or backend_for(config)
         self.counters: Counter[str] = Counter()
@@ -89,19 +84,13 @@ class Gateway:
         self._services = Services(
             config, desk, self._system, on_address=self._address_found, on_host_gone=self._host_gone
         )
-        self._changes: Counter[str] = Counter()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gateway-state")
-        self._state: StateFile | None = None
+        self._saving = Saving(config.state.file, self._system, self.counters)
+        self._teller = Teller(on_event)
         self._worker: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._ended = asyncio.Event()
         self._stop_asked_for = False
         self._settled: list[asyncio.Future[None]] = []
-        self._unsaved: dict[Key, Mapping | None] = {}
-        self._must_save = False
-        self._retry_at: float | None = None
-        self._clock_offset = 0.0
-        self._clock_check_at = 0.0
 
     # -- for the composition root ----------------------------------------------------------------------------------
 
@@ -149,7 +138,7 @@ class Gateway:
         self._settled.append(settled)
         self._wake.set()
         await settled
-        return not self._unsaved
+        return not self._saving.has_unsaved
 
     @property
     def natpmp_addresses(self) -> list[Endpoint]:
@@ -172,7 +161,7 @@ class Gateway:
 
     def tallies(self) -> dict[str, Counter[str]]:
         """What happened how often, by part; "changes" counts those of mappings."""
-        found = {"changes": self._changes, "gateway": self.counters, "natpmp": self._natpmp.counters}
+        found = {"changes": self._teller.changes, "gateway": self.counters, "natpmp": self._natpmp.counters}
         if self._pcp is not None:
             found["pcp"] = self._pcp.counters
         if self._igd is not None:
@@ -187,7 +176,9 @@ class Gateway:
 
     def mappings(self) -> list[MappingView]:
         """All mappings at this moment, by external port."""
-        return sorted(map(self._view, self._table.mappings()), key=lambda view: (view.external_port, view.transport))
+        now, address = self._system.monotonic(), self._table.external_address
+        views = (view_of(mapping, address=address, now=now) for mapping in self._table.mappings())
+        return sorted(views, key=lambda view: (view.external_port, view.transport))
 
     def epoch(self) -> int:
         """Seconds since the mapping table was initialised (RFC 6886 §3.6)."""
@@ -197,15 +188,8 @@ class Gateway:
 
     async def _start(self) -> None:
         config = self._config
-        loop = asyncio.get_running_loop()
-        self._state = await loop.run_in_executor(self._thread, StateFile, config.state.file)
-        now, unix = self._system.monotonic(), self._system.unix()
-        self._clock_offset = unix - now
-        self._clock_check_at = now + CLOCK_CHECK_SECONDS
-        state = self._state
-        saved = await loop.run_in_executor(self._thread, lambda: state.load(now=now, unix=unix))
-        if saved.damaged is not None:
-            self._log.warning("state file was damaged, mappings lost", moved_to=str(saved.damaged))
+        now = self._system.monotonic()
+        saved = await self._saving.open(now)
         self._interfaces = InterfaceWatch(self._interfaces_changed)
         try:
             addresses = self._interfaces.read()
@@ -226,7 +210,7 @@ class Gateway:
         self._natpmp = NatPmpFrontEnd(self._table)
         if config.igd.enabled:
             self._igd = IgdDevice.of(
-                config, self._table, await self._device_uuid(), system=self._system, wake=self._wake.set
+                config, self._table, await self._saving.device_uuid(), system=self._system, wake=self._wake.set
             )
         if config.pcp.enabled:
             own = self._lan.addresses
@@ -241,16 +225,16 @@ class Gateway:
         await self._backend.start()
         self._take_over(saved, addresses, now)
         # The epoch's base has to be in the file before a client can learn an epoch from it.
-        self._must_save = True
+        self._saving.note_epoch()
         await self._settle()
-        if self._must_save:
+        if self._saving.is_due:
             raise StartError(f"state file {config.state.file} cannot be written")
         self._lan.open()
         if self._igd is not None:
             await self._igd.start(self._igd_places(addresses))
         self._interfaces.start()
         await self._services.start()
-        self._worker = loop.create_task(self._run(), name="gateway")
+        self._worker = asyncio.create_task(self._run(), name="gateway")
         self._worker.add_done_callback(self._worker_ended)
 
     def _take_over(self, saved: Saved, addresses: Addresses, now: float) -> None:
@@ -261,7 +245,7 @@ class Gateway:
         self._add_statics()
         rejected = self._table.restore(saved.mappings, now=now)
         for mapping in rejected:
-            self._unsaved[mapping.key] = None
+            self._saving.note_gone(mapping)
         if any(mapping.expires_at is not None and mapping.expires_at > now for mapping in rejected):
             self._table.reset_epoch(now=now)
         external = self._config.external.address
@@ -286,10 +270,7 @@ class Gateway:
             await self._igd.stop()
         self._lan.close()
         await self._backend.stop()
-        if self._state is not None:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._state.close)
-            self._state = None
-        self._thread.shutdown(wait=False)
+        await self._saving.close()
         for settled in self._settled:
             settled.cancel()
 
@@ -305,13 +286,6 @@ class Gateway:
 
     def _igd_places(self, addresses: Addresses) -> list[Place]:
         return places(addresses, self._lan.addresses, self._config.external_interface)
-
-    async def _device_uuid(self) -> str:
-        assert self._state is not None
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._state.device_uuid)
-        except StoreError as error:
-            raise StartError(str(error)) from None
 
     def _address_found(self, address: str | None) -> None:
         """Move to what a source told. An address that the back end cannot use is none."""
@@ -365,7 +339,7 @@ class Gateway:
             except Exception:  # noqa: BLE001 (root of the worker: it goes on)
                 self.counters["failures"] += 1
                 self._log.exception("gateway worker failed")
-                await asyncio.sleep(RETRY_SECONDS)
+                await asyncio.sleep(FAILURE_SECONDS)
 
     def _worker_ended(self, worker: asyncio.Task[None]) -> None:
         """Nothing is answered without the worker, so whoever waits has to know."""
@@ -384,8 +358,7 @@ class Gateway:
             for future in settled:
                 if not future.done():
                     future.set_result(None)
-        if now >= self._clock_check_at:
-            await self._check_clocks(now)
+        await self._saving.check_clocks(self._table, now)
         self._announce()
         self._send_updates()
         moved, self._moved_places = self._moved_places, None
@@ -397,49 +370,47 @@ class Gateway:
             self._table.next_deadline(),
             self._lan.next_announcement(),
             self._updates.next_deadline(),
-            self._retry_at,
-            self._clock_check_at,
+            self._saving.next_deadline(),
         )
         earliest = min(deadline for deadline in deadlines if deadline is not None)
         return max(0.0, earliest - self._system.monotonic())
 
     async def _settle(self) -> None:
-        """Carry out all effects at hand: back end first, then the state file, then answers and events."""
+        """Carry out all effects at hand: back end first, then the state file, then answers, then what is to be told."""
         changes: list[Changed] = []
         answers: list[Answer] = []
-        events: list[Event] = []
+        addresses: list[str | None] = []
         while effects := self._table.take_effects():
-            installs: list[tuple[Install, bool]] = []
+            installs: list[Install] = []
             self._backend.hold()
             for effect in effects:
                 match effect:
+                    case Answer():
+                        answers.append(effect)
+                    case Changed():
+                        changes.append(effect)
+                        self._saving.note(effect)
+                        self._updates.end(effect.mapping.key)
                     case Install():
-                        installs.append((effect, self._install(effect)))
-                    case Restrict(number, filters):
-                        self._backend.restrict(number, filters)
+                        installs.append(effect)
                     case Remove(number):
                         self._backend.remove(number)
-                    case Changed(change, mapping):
-                        changes.append(effect)
-                        events.append(MappingEvent(change=change.value, mapping=self._view(mapping)))
-                        self._note_unsaved(change, mapping)
-                        self._updates.end(mapping.key)
+                    case Restrict(number, filters):
+                        self._backend.restrict(number, filters)
                     case AddressChanged(address):
-                        self._must_save = True
-                        events.append(AddressEvent(address))
+                        self._saving.note_epoch()
+                        addresses.append(address)
                         self._lan.announce(now=self._system.monotonic())
                     case EpochReset():
-                        self._must_save = True
+                        self._saving.note_epoch()
                         self._lan.announce(now=self._system.monotonic())
                     case Moved(mapping, _, requester):
                         assert isinstance(requester, Requester)
                         self._updates.begin(mapping.key, requester, now=self._system.monotonic())
-                    case Answer():
-                        answers.append(effect)
                     case _:
                         assert_never(effect)
-            self._finish_installs(installs)
-        if (self._unsaved or self._must_save) and not await self._save():
+            self._carry_out(installs)
+        if self._saving.is_due and not await self._saving.commit(self._table):
             for changed in changes:
                 if changed.change is Change.CREATED:
                     self._table.discard(changed.mapping.key)
@@ -447,13 +418,41 @@ class Gateway:
             self._wake.set()
         for answer in answers:
             self._send_answer(answer)
-        for event in events:
-            self._tell(event)
-        if self._igd is not None and events:
-            self._igd.changed(with_address=any(isinstance(event, AddressEvent) for event in events))
+        for address in addresses:
+            self._teller.address_changed(address)
+        if changes:
+            now = self._system.monotonic()
+            self._teller.mappings_changed(changes, address=self._table.external_address, now=now)
+        if self._igd is not None and (changes or addresses):
+            self._igd.changed(with_address=bool(addresses))
+
+    def _carry_out(self, installs: list[Install]) -> None:
+        """Have all changes of a round carried out, and tell the table how its installations ended."""
+        outcomes = [(install, self._install(install)) for install in installs]
+        try:
+            self._backend.flush()
+        except InstallRefusedError as refusal:
+            self._log.warning("mappings cannot be carried together, each is tried alone", reason=str(refusal))
+            outcomes = self._carry_out_apart(outcomes)
+        now = self._system.monotonic()
+        for install, ok in outcomes:
+            self._table.installed(install.number, ok, now=now)
+
+    def _carry_out_apart(self, outcomes: list[tuple[Install, bool]]) -> list[tuple[Install, bool]]:
+        """Try each installation of a failed round alone, so that what cannot be carried fails only itself."""
+        self._backend.hold()
+        for install, ok in outcomes:
+            if ok:
+                self._backend.remove(install.number)
+        try:
+            self._backend.flush()
+        except InstallRefusedError as refusal:
+            self._log.error("mappings cannot be carried", reason=str(refusal))
+            return [(install, False) for install, _ in outcomes]
+        return [(install, ok and self._install(install)) for install, ok in outcomes]
 
     def _install(self, install: Install) -> bool:
-        """Have the back end carry a mapping from the next flush on; whether it can."""
+        """Have the back end carry a mapping, from the next flush on if there is a round; whether it can."""
         try:
             self._backend.install(install)
         except InstallRefusedError as refusal:
@@ -465,20 +464,6 @@ class Gateway:
                 self._log.warning("static mapping not possible", mapping=where, reason=str(refusal))
             return False
         return True
-
-    def _finish_installs(self, installs: list[tuple[Install, bool]]) -> None:
-        """Have all changes of a round carried out, and tell the table how its installations ended."""
-        try:
-            self._backend.flush()
-        except InstallRefusedError as refusal:
-            self._log.error("mappings cannot be carried", reason=str(refusal))
-            for install, ok in installs:
-                if ok:
-                    self._backend.remove(install.number)
-            installs = [(install, False) for install, _ in installs]
-        now = self._system.monotonic()
-        for install, ok in installs:
-            self._table.installed(install.number, ok, now=now)
 
     def _send_answer(self, answer: Answer) -> None:
         ticket = answer.ticket
@@ -533,81 +518,3 @@ class Gateway:
                 if self._worker is None:
                     raise StartError(f"{what}: another one has the port or its companion")
                 self._log.warning("static mapping not possible", mapping=what, reason="a client has the port")
-
-    # -- state file ------------------------------------------------------------------------------------------------
-
-    def _note_unsaved(self, change: Change, mapping: Mapping) -> None:
-        """Remember what the next commit has to hold; static mappings are the configuration's."""
-        if mapping.origin is not Origin.STATIC:
-            is_there = change in (Change.CREATED, Change.RENEWED)
-            self._unsaved[mapping.key] = mapping if is_there else None
-
-    async def _save(self, *, rewrite: bool = False) -> bool:
-        """Commit what is unsaved. After a failure it stays unsaved, and a retry is due soon."""
-        assert self._state is not None
-        state, unsaved = self._state, self._unsaved
-        if rewrite:
-            unsaved = {mapping.key: mapping for mapping in self._table.mappings()}
-        now, unix = self._system.monotonic(), self._system.unix()
-        table = self._table
-        epochs = {"epoch": table.age(now), "strict_epoch": table.strict_age(now)}
-        address = table.last_address
-        try:
-            await asyncio.get_running_loop().run_in_executor(
-                self._thread,
-                lambda: state.commit(unsaved, **epochs, address=address, now=now, unix=unix, rewrite=rewrite),
-            )
-        except StoreError as error:
-            if self._retry_at is None:
-                self._log.error("mappings cannot be stored", reason=str(error))
-            self.counters["failed commits"] += 1
-            self._retry_at = now + RETRY_SECONDS
-            return False
-        self.counters["commits"] += 1
-        self._retry_at = None
-        self._must_save = False
-        self._unsaved = {}
-        return True
-
-    async def _check_clocks(self, now: float) -> None:
-        """Rewrite the state file's times if somebody set the wall clock, as routers do some time after the start."""
-        self._clock_check_at = now + CLOCK_CHECK_SECONDS
-        offset = self._system.unix() - now
-        if abs(offset - self._clock_offset) > CLOCK_STEP_SECONDS and await self._save(rewrite=True):
-            self._clock_offset = offset
-
-    # -- display ---------------------------------------------------------------------------------------------------
-
-    def _view(self, mapping: Mapping) -> MappingView:
-        remaining = None
-        if mapping.expires_at is not None:
-            remaining = max(0.0, mapping.expires_at - self._system.monotonic())
-        return MappingView(
-            transport=mapping.key.transport.name.lower(),
-            internal=Endpoint(mapping.key.host, mapping.key.port),
-            external_address=self._table.external_address,
-            external_port=mapping.external_port,
-            remaining_seconds=remaining,
-            origin=mapping.origin.value,
-            description=mapping.description,
-        )
-
-    def _tell(self, event: Event) -> None:
-        match event:
-            case MappingEvent():
-                view = event.mapping
-                self._changes[event.change] += 1
-                log = self._log.debug if event.change == Change.RENEWED.value else self._log.info
-                log(
-                    f"mapping {event.change}",
-                    transport=view.transport,
-                    inside=str(view.internal),
-                    external_port=view.external_port,
-                    origin=view.origin,
-                )
-            case AddressEvent(address):
-                self._log.info("external address changed", address=address)
-                if address is not None and is_behind_a_nat(IPv4Address(address)):
-                    self._log.warning("NAT behind NAT: nobody outside reaches mappings", address=address)
-        if self._on_event is not None:
-            self._on_event(event)

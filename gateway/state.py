@@ -167,19 +167,19 @@ class StateFile:
         same moment on both clocks, `epoch` and `strict_epoch` the seconds that the epochs had then, on the
         external `address`.
         """
-        gone = [key for key, mapping in changes.items() if mapping is None or rewrite]
+        gone = [key for key, mapping in changes.items() if mapping is None]
         kept = [mapping for mapping in changes.values() if mapping is not None]
         try:
             with self._transaction():
                 if rewrite:
                     self._connection.execute("DELETE FROM mapping")
-                # A port may pass from one row to another in one commit: all of them go before any comes.
                 self._connection.executemany(
-                    "DELETE FROM mapping WHERE transport = ? AND host = ? AND internal_port = ?",
-                    [*gone, *(mapping.key for mapping in kept)],
+                    "DELETE FROM mapping WHERE transport = ? AND host = ? AND internal_port = ?", gone
                 )
+                # A port may pass from one row to another in one commit: who gets it takes the place of who had it.
                 self._connection.executemany(
-                    "INSERT INTO mapping VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", list(_rows(kept, now=now, unix=unix))
+                    "INSERT OR REPLACE INTO mapping VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    list(_rows(kept, now=now, unix=unix)),
                 )
                 self._connection.execute(
                     "INSERT OR REPLACE INTO epoch VALUES (1, ?, ?, ?, ?)", (epoch, strict_epoch, address, unix)

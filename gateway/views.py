@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .config import Endpoint
+from .mappings import Mapping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,20 @@ class MappingView:
             "origin": self.origin,
             "description": self.description,
         }
+
+
+def view_of(mapping: Mapping, *, address: str | None, now: float) -> MappingView:
+    """A mapping as it is at this moment, on the external address."""
+    transport, host, port = mapping.key
+    return MappingView(
+        transport=transport.name.lower(),
+        internal=Endpoint(host, port),
+        external_address=address,
+        external_port=mapping.external_port,
+        remaining_seconds=None if mapping.expires_at is None else max(0.0, mapping.expires_at - now),
+        origin=mapping.origin.value,
+        description=mapping.description,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,8 @@ class Backend(Protocol):
     def flush(self) -> None:
         """Carry out what was gathered. Raises `InstallRefusedError` if that cannot be done.
 
-        Every installation of the round is to be taken as refused then, and removed.
+        All installations of the round are to be removed then, in a round of their own. Without a round each can be
+        tried alone.
         """
 
     def restrict(self, number: int, filters: tuple[Filter, ...]) -> None:

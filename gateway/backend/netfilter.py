@@ -6,10 +6,11 @@ Message layouts: linux/netfilter/nfnetlink.h, nf_tables.h and nfnetlink_conntrac
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -124,36 +125,25 @@ class Netfilter:
                     return int.from_bytes(value, "big")
         raise NetfilterError(errno.EPROTO, "the kernel gave no ruleset generation")
 
-    def change_elements(self, table: str, changes: list[ElementChange], *, generation: int | None) -> None:
-        """Commit changes to sets and maps of an inet table: all or, with `NetfilterError`, none. For a few at a time.
+    def change_elements(self, table: str, changes: Iterable[ElementChange], *, generation: int | None) -> None:
+        """Commit changes to sets and maps of an inet table: all or, with `NetfilterError`, none. For some hundreds.
 
         libnftables does the same in three times the time, for it lists all tables before each change. With a
         `generation` that is not the kernel's any more nothing is changed and the error is ERESTART.
         """
+        messages = _element_messages(table, changes)
+        if not messages:
+            return
         nftables = struct.pack(">BBH", socket.AF_UNSPEC, 0, _SUBSYSTEM_NFTABLES)
-        family = struct.pack(">BBH", _FAMILY_INET, 0, 0)
-        first = self._sequence + 1
         begin = nftables
         if generation is not None:
             begin += netlink.attribute(_BATCH_GENERATION, struct.pack(">I", generation))
+        first = self._sequence + 1
         parts = [self._message(_BATCH_BEGIN, netlink.REQUEST, begin)]
-        for change in changes:
-            element = netlink.attribute(netlink.NESTED | _ELEMENT_KEY, netlink.attribute(_DATA_VALUE, change.key))
-            if change.key_end:
-                element += netlink.attribute(
-                    netlink.NESTED | _ELEMENT_KEY_END, netlink.attribute(_DATA_VALUE, change.key_end)
-                )
-            if change.data:
-                element += netlink.attribute(
-                    netlink.NESTED | _ELEMENT_DATA, netlink.attribute(_DATA_VALUE, change.data)
-                )
-            body = family + netlink.attribute(_ELEMENTS_TABLE, table.encode("ascii") + b"\0")
-            body += netlink.attribute(_ELEMENTS_SET, change.set_name.encode("ascii") + b"\0")
-            body += netlink.attribute(
-                netlink.NESTED | _ELEMENTS_LIST, netlink.attribute(netlink.NESTED | _LIST_ELEMENT, element)
-            )
-            kind = _DELETE_ELEMENT if change.is_deletion else _NEW_ELEMENT
-            parts.append(self._message(kind, netlink.REQUEST | _ACK | (0 if change.is_deletion else _CREATE), body))
+        for number, (kind, body) in enumerate(messages, 1):
+            # Errors are told of every message, success is asked of the last.
+            flags = netlink.REQUEST | (_CREATE if kind == _NEW_ELEMENT else 0)
+            parts.append(self._message(kind, flags | (_ACK if number == len(messages) else 0), body))
         last = self._sequence
         parts.append(self._message(_BATCH_END, netlink.REQUEST, nftables))
         self._socket.send(b"".join(parts))
@@ -257,6 +247,53 @@ class RulesetEvents:
                 if error.errno != errno.ENOBUFS:
                     raise
                 changed = True  # events were lost
+
+
+def _element_messages(table: str, changes: Iterable[ElementChange]) -> list[tuple[int, bytes]]:
+    """Kind and body of each message: one for all that follows one another in a set and is added, or is deleted."""
+    by_set: dict[str, list[tuple[int, list[bytes]]]] = {}
+    for change in changes:
+        kind = _DELETE_ELEMENT if change.is_deletion else _NEW_ELEMENT
+        runs = by_set.setdefault(change.set_name, [])
+        if not runs or runs[-1][0] != kind:
+            runs.append((kind, []))
+        runs[-1][1].append(_listed(change))
+    head = struct.pack(">BBH", _FAMILY_INET, 0, 0) + netlink.attribute(_ELEMENTS_TABLE, table.encode("ascii") + b"\0")
+    return [
+        (
+            kind,
+            head
+            + netlink.attribute(_ELEMENTS_SET, set_name.encode("ascii") + b"\0")
+            + netlink.attribute(netlink.NESTED | _ELEMENTS_LIST, b"".join(elements)),
+        )
+        for set_name, runs in by_set.items()
+        for kind, elements in runs
+    ]
+
+
+def _listed(change: ElementChange) -> bytes:
+    """An element of a message's list."""
+    _, key, data, _, key_end = change
+    if data and not key_end:
+        return _mapped_layout(len(key), len(data))(key, data)
+    element = netlink.attribute(netlink.NESTED | _ELEMENT_KEY, netlink.attribute(_DATA_VALUE, key))
+    if key_end:
+        element += netlink.attribute(netlink.NESTED | _ELEMENT_KEY_END, netlink.attribute(_DATA_VALUE, key_end))
+    if data:
+        element += netlink.attribute(netlink.NESTED | _ELEMENT_DATA, netlink.attribute(_DATA_VALUE, data))
+    return netlink.attribute(netlink.NESTED | _LIST_ELEMENT, element)
+
+
+@functools.cache
+def _mapped_layout(key_size: int, data_size: int) -> Callable[[bytes, bytes], bytes]:
+    """Writes elements of a map at once: nearly all there are look alike. Sizes are multiples of 4."""
+    layout = struct.Struct(f"=6H{key_size}s4H{data_size}s")
+    key_part, data_part = 8 + key_size, 8 + data_size
+    heads = (4 + key_part + data_part, netlink.NESTED | _LIST_ELEMENT, key_part, netlink.NESTED | _ELEMENT_KEY)
+    before_key = (*heads, 4 + key_size, _DATA_VALUE)
+    before_data = (data_part, netlink.NESTED | _ELEMENT_DATA, 4 + data_size, _DATA_VALUE)
+    pack = layout.pack
+    return lambda key, data: pack(*before_key, key, *before_data, data)
 
 
 def _filter(pattern: Pattern) -> bytes:

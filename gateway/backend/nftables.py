@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import socket
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -504,14 +505,19 @@ def _next_generation(generation: int) -> int:
 
 def _element(install: Install) -> Element:
     mapping = install.mapping
-    key = mapping.key
+    transport, host, port = mapping.key
+    number = int(transport)
+    outside = Outside(_ipv4(install.external_address), number, mapping.external_port)
+    return Element(outside, Inside(_ipv4(host), number, port))
+
+
+@functools.lru_cache(maxsize=1024)
+def _ipv4(address: str) -> str:
+    """An address in the form in which the kernel's are read."""
     try:
-        address, host = str(IPv4Address(install.external_address)), str(IPv4Address(key.host))
+        return str(IPv4Address(address))
     except AddressValueError:
         raise InstallRefusedError("only IPv4 can be mapped") from None
-    return Element(
-        Outside(address, int(key.transport), mapping.external_port), Inside(host, int(key.transport), key.port)
-    )
 
 
 def _flows_of(element: Element) -> set[Pattern]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -25,6 +26,9 @@ TABLE: Final = "homing"
 ENDED_SECONDS: Final = 60
 """How long connections of a removed TCP mapping are answered with resets."""
 ENDED_SIZE: Final = 65536
+_KEY: Final = struct.Struct(">4sB3xH2x")
+_VALUE: Final = struct.Struct(">4sH2x")
+"""Concatenations as `packed` has them: address, transport, port; address, port."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,16 +263,21 @@ def _key(end: Outside | Inside) -> str:
     return f"{end[0]} . {end.transport} . {end.port}"
 
 
-def _packed(end: Outside | Inside, *, is_key: bool) -> bytes:
-    address, port = socket.inet_aton(end[0]), end.port.to_bytes(2, "big")
-    return packed(address, bytes([end.transport]), port) if is_key else packed(address, port)
+def _as_key(end: Outside | Inside) -> bytes:
+    address, transport, port = end
+    return _KEY.pack(socket.inet_aton(address), transport, port)
+
+
+def _as_value(end: Outside | Inside) -> bytes:
+    address, _, port = end
+    return _VALUE.pack(socket.inet_aton(address), port)
 
 
 def entries(element: Element, *, external: bool) -> list[ElementChange]:
     outside, inside = element
     entries = [
-        ElementChange("inward", _packed(outside, is_key=True), _packed(inside, is_key=False)),
-        ElementChange("outward", _packed(inside, is_key=True), _packed(outside, is_key=False)),
+        ElementChange("inward", _as_key(outside), _as_value(inside)),
+        ElementChange("outward", _as_key(inside), _as_value(outside)),
     ]
     if external:
         entries.append(ElementChange("external", socket.inet_aton(outside.address)))
@@ -277,7 +286,7 @@ def entries(element: Element, *, external: bool) -> list[ElementChange]:
 
 def removals(elements: Iterable[Element]) -> list[ElementChange]:
     return [
-        ElementChange(name, _packed(end, is_key=True), is_deletion=True)
+        ElementChange(name, _as_key(end), is_deletion=True)
         for outside, inside in elements
         for name, end in (("inward", outside), ("outward", inside))
     ]
@@ -286,7 +295,7 @@ def removals(elements: Iterable[Element]) -> list[ElementChange]:
 def endings(element: Element) -> list[ElementChange]:
     if element.inside.transport != Transport.TCP:
         return []
-    return [ElementChange("ended", _packed(element.inside, is_key=True))]
+    return [ElementChange("ended", _as_key(element.inside))]
 
 
 def pairs(listing: str) -> dict[tuple[str, int, int], tuple[str, int]]:

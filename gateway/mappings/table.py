@@ -409,7 +409,7 @@ class MappingTable:
             self._answer(waiting.ticket, Verdict.NO_RESOURCES)
             return
         row = Row(
-            replace(wanted, external_port=port),
+            wanted if port == wanted.external_port else replace(wanted, external_port=port),
             is_exact=waiting.exact_port is not None,
             requester=requester,
             draw=draw,

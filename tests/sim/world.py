@@ -131,6 +131,7 @@ class LoopSystem(System):
     """Clocks and entropy of a gateway in virtual time."""
 
     def __init__(self, rng: random.Random) -> None:
+        super().__init__()
         self._rng = rng
 
     def monotonic(self) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.app import Gateway
+from gateway.backend.base import Backend
 from gateway.config import GatewayConfig
 from gateway.system import System
 from gateway.views import Event
@@ -41,6 +42,7 @@ class ManualTime(System):
     """Both clocks stand where they are put; draws are fixed."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.elapsed = 0.0
         self.stepped = 0.0
 
@@ -53,9 +55,12 @@ class ManualTime(System):
 
 @contextlib.asynccontextmanager
 async def running(
-    settings: GatewayConfig, events: list[Event] | None = None, system: System | None = None
+    settings: GatewayConfig,
+    events: list[Event] | None = None,
+    system: System | None = None,
+    backend: Backend | None = None,
 ) -> AsyncIterator[Gateway]:
-    gateway = Gateway(settings, on_event=None if events is None else events.append, system=system)
+    gateway = Gateway(settings, on_event=None if events is None else events.append, system=system, backend=backend)
     await gateway.start()
     try:
         yield gateway

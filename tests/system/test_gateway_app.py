@@ -14,10 +14,14 @@ from typing import Any
 
 import pytest
 import uvloop
+from structlog.testing import capture_logs
 
 from gateway.app import Gateway
+from gateway.backend.relay import Relay, RelayLimits
 from gateway.config import Endpoint
 from gateway.errors import InstallRefusedError, StartError
+from gateway.mappings import Install
+from gateway.telling import ONE_BY_ONE
 from gateway.views import AddressEvent, Event, MappingEvent
 from protocol import pcp
 from protocol.natpmp import (
@@ -433,7 +437,7 @@ async def test_a_state_file_that_stops_taking_changes(tmp_path: Path) -> None:
         lock = sqlite3.connect(settings.state.file, isolation_level=None)
         lock.execute("PRAGMA busy_timeout = 0")
         lock.execute("BEGIN IMMEDIATE")
-        gateway._state._connection.execute("PRAGMA busy_timeout = 0")  # type: ignore[union-attr]
+        gateway._saving._state._connection.execute("PRAGMA busy_timeout = 0")  # type: ignore[union-attr]
         refused = await map_port(gateway, 4501)
         assert (refused.result, refused.external_port, refused.lifetime) == (4, 0, 0)
         lock.execute("ROLLBACK")
@@ -444,6 +448,73 @@ async def test_a_state_file_that_stops_taking_changes(tmp_path: Path) -> None:
     async with running(settings) as gateway:
         ports = {view.internal.port: view.external_port for view in gateway.mappings()}
         assert ports == {4500: kept.external_port, 4502: granted.external_port}
+
+
+class AllOrNothing(Relay):
+    """Carries out a round together or not at all, as a kernel's transaction; one internal port it never carries."""
+
+    IMPOSSIBLE = 4501
+
+    def __init__(self) -> None:
+        super().__init__(RelayLimits())
+        self._round: list[int] | None = None
+        self.rounds: list[list[int]] = []
+
+    def install(self, install: Install) -> None:
+        port = install.mapping.key.port
+        if self._round is None and port == self.IMPOSSIBLE:
+            raise InstallRefusedError("impossible")
+        super().install(install)
+        if self._round is not None:
+            self._round.append(port)
+
+    def hold(self) -> None:
+        self._round = []
+
+    def flush(self) -> None:
+        ports, self._round = self._round or [], None
+        self.rounds.append(ports)
+        if self.IMPOSSIBLE in ports:
+            raise InstallRefusedError("impossible")
+
+
+async def test_what_cannot_be_carried_fails_alone_of_many_asked_at_once(tmp_path: Path) -> None:
+    backend = AllOrNothing()
+    async with running(config(tmp_path), backend=backend) as gateway:
+        (endpoint,) = gateway.natpmp_addresses
+        with udp(HOST_A) as sock:
+            for port in (4500, 4501, 4502):
+                request = MapRequest(opcode=Opcode.MAP_UDP, internal_port=port, suggested_port=0, lifetime=3600)
+                sock.sendto(request.encode(), endpoint)
+            answers = {}
+            for _ in range(3):
+                answer = decode_response((await hear(sock))[0])
+                assert isinstance(answer, MapResponse)
+                answers[answer.internal_port] = answer.result
+        assert answers == {4500: 0, 4501: 4, 4502: 0}
+        assert {view.internal.port for view in gateway.mappings()} == {4500, 4502}
+        assert [4500, 4501, 4502] in backend.rounds
+    async with running(config(tmp_path)) as gateway:
+        assert {view.internal.port for view in gateway.mappings()} == {4500, 4502}
+
+
+async def test_changes_that_come_in_crowds_share_lines_of_the_log(tmp_path: Path) -> None:
+    with capture_logs() as lines:
+        async with running(config(tmp_path)) as gateway:
+            (endpoint,) = gateway.natpmp_addresses
+            with udp(HOST_A) as sock:
+                for port in range(4500, 4500 + 2 * ONE_BY_ONE):
+                    request = MapRequest(opcode=Opcode.MAP_UDP, internal_port=port, suggested_port=0, lifetime=3600)
+                    sock.sendto(request.encode(), endpoint)
+                for _ in range(2 * ONE_BY_ONE):
+                    await hear(sock)
+            await map_port(gateway, 4400)
+    crowd = [line for line in lines if line["event"] == "mappings created"]
+    assert sum(line["count"] for line in crowd) == 2 * ONE_BY_ONE
+    named = " ".join(line["mappings"] for line in crowd)
+    assert all(f"udp {HOST_A}:{port} at " in named for port in range(4500, 4500 + 2 * ONE_BY_ONE))
+    (alone,) = [line for line in lines if line["event"] == "mapping created"]
+    assert alone["inside"] == f"{HOST_A}:4400"
 
 
 @pytest.mark.rfc("6886", "3.3")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import struct
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from gateway.backend.libnftables import Nftables, NftablesError
+from gateway.backend.netfilter import ElementChange, NetfilterError
 from gateway.backend.nftables import CLAIM_SECONDS, NftablesBackend
 from gateway.backend.ruleset import NftablesOptions
 from gateway.config import GatewayConfig
@@ -224,6 +226,43 @@ async def test_a_change_on_a_lost_table_brings_it_back(network: Network) -> None
         assert elements(network, "inward") == elements(network, "outward") == 2
         network.nft("delete table inet homing")
         backend.remove(1)
+        assert elements(network, "inward") == elements(network, "outward") == 1
+
+
+async def test_an_element_that_the_kernel_refuses_fails_its_round_and_no_other(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with carrying() as backend:
+        install(backend, (LAN_HOST, 4500), number=1)
+        assert backend._netfilter is not None and backend._nftables is not None
+        change, run = backend._netfilter.change_elements, backend._nftables.run
+
+        def refusing(table: str, changes: list[ElementChange], *, generation: int | None) -> None:
+            if any(not each.is_deletion and each.key[8:10] == (4501).to_bytes(2, "big") for each in changes):
+                raise NetfilterError(errno.ENOSPC, "no room for it")
+            change(table, changes, generation=generation)
+
+        def refusing_text(commands: str) -> None:
+            if ". 4501 :" in commands:
+                raise NftablesError("no room for it")
+            run(commands)
+
+        monkeypatch.setattr(backend._netfilter, "change_elements", refusing)
+        monkeypatch.setattr(backend._nftables, "run", refusing_text)
+        backend.hold()
+        for port in (4501, 4502):
+            install(backend, (LAN_HOST, port), port=port, number=port)
+        backend.remove(1)
+        with pytest.raises(InstallRefusedError):
+            backend.flush()
+        backend.hold()
+        for port in (4501, 4502):
+            backend.remove(port)
+        backend.flush()
+        assert elements(network, "inward") == elements(network, "outward") == 0
+        with pytest.raises(InstallRefusedError):
+            install(backend, (LAN_HOST, 4501), port=4501, number=1)
+        install(backend, (LAN_HOST, 4502), port=4502, number=2)
         assert elements(network, "inward") == elements(network, "outward") == 1
 
 
