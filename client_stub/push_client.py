@@ -94,6 +94,10 @@ class PushClient:
         self._watches: dict[Question, _Watch] = {}
         self._effects: list[Send | ViewChanged | StateChanged | Broken | Unusable] = []
         self._is_open = False
+        self._is_established = False
+        """The server answered on this stream: until then a client sends requests only (RFC 8490 §5.1)."""
+        self._orphans: dict[Question, _Watch] = {}
+        """Given up before that, to be unsubscribed from then."""
         self._keepalive_id = 0
         self._keepalive_by: float | None = None
         self._interval: float | None = _DEFAULT_INTERVAL
@@ -106,6 +110,9 @@ class PushClient:
         key = question_key(question)
         if key in self._watches:
             return True
+        if key in self._orphans:
+            self._watches[key] = self._orphans.pop(key)
+            return True
         if len(self._watches) >= MAX_SUBSCRIPTIONS:
             return False
         watch = self._watches[key] = _Watch(question)
@@ -117,9 +124,14 @@ class PushClient:
         return True
 
     def unsubscribe(self, question: Question, *, now: Now) -> None:
-        watch = self._watches.pop(question_key(question), None)
-        if watch is not None and self._is_open and watch.state in (State.SETUP, State.ESTABLISHED):
+        key = question_key(question)
+        watch = self._watches.pop(key, None)
+        if watch is None or not self._is_open or watch.state not in (State.SETUP, State.ESTABLISHED):
+            return
+        if self._is_established:
             self._send(encode_dso(0, [unsubscribe(watch.message_id)]), now)
+        else:
+            self._orphans[key] = watch
 
     def channel_opened(self, *, is_stream: bool, now: Now) -> None:
         """A new TLS stream: ask for the server's times, then for everything that is watched."""
@@ -132,7 +144,8 @@ class PushClient:
 
     def channel_closed(self, *, now: Now) -> None:
         """The stream ended, and every subscription with it; views stand for as long as a cache would keep them."""
-        self._is_open = False
+        self._is_open = self._is_established = False
+        self._orphans.clear()
         self._keepalive_by = None
         for watch in self._watches.values():
             watch.reply_by = watch.settles_at = None
@@ -206,7 +219,7 @@ class PushClient:
         self._effects.append(Send(wire))
 
     def _new_id(self) -> int:
-        taken = {watch.message_id for watch in self._watches.values()} | {0, self._keepalive_id}
+        taken = {watch.message_id for watch in self._known()} | {0, self._keepalive_id}
         while (found := self._rng.getrandbits(16)) in taken:
             pass
         return found
@@ -230,6 +243,9 @@ class PushClient:
     # What the server says
 
     def _responded(self, message: DsoMessage, now: Now) -> None:
+        watch = next((item for item in self._known() if item.message_id == message.id), None)
+        if message.rcode == Rcode.NOERROR and (watch is not None or message.id == self._keepalive_id):
+            self._establish(now)
         if message.id == self._keepalive_id and self._keepalive_by is not None:
             self._keepalive_by = None
             if message.rcode != Rcode.NOERROR:
@@ -239,8 +255,7 @@ class PushClient:
             else:
                 self._take_interval(decode_keepalive(message.primary)[1])
             return
-        watch = next((item for item in self._watches.values() if item.message_id == message.id), None)
-        if watch is None or watch.reply_by is None:
+        if watch is None or watch.reply_by is None or watch not in self._watches.values():
             return  # to a SUBSCRIBE that was given up meanwhile
         watch.reply_by = None
         if message.rcode != Rcode.NOERROR:
@@ -250,6 +265,16 @@ class PushClient:
         watch.longest_ttl = 0
         self._enter(watch, State.ESTABLISHED)
         watch.settles_at = now.monotonic + self._settings.settle
+
+    def _known(self) -> list[_Watch]:
+        """Every watch that the server of this stream may have."""
+        return [*self._watches.values(), *self._orphans.values()]
+
+    def _establish(self, now: Now) -> None:
+        self._is_established = True
+        for watch in self._orphans.values():
+            self._send(encode_dso(0, [unsubscribe(watch.message_id)]), now)
+        self._orphans.clear()
 
     def _give_up(self, message: DsoMessage) -> None:
         delay = message.tlvs[0] if message.tlvs and message.tlvs[0].type == DsoType.RETRY_DELAY else None

@@ -8,6 +8,7 @@ one write.
 import asyncio
 import socket
 import ssl
+import struct
 from collections import Counter
 from dataclasses import dataclass
 from itertools import count
@@ -28,6 +29,7 @@ MAX_BLOCKED: Final = (
 HANDSHAKE_RETRY_SECONDS: Final = 0.05
 BACKLOG: Final = 512  # connections that the system keeps until we take them
 ACCEPTORS: Final = 16  # connections taken from one listener in one turn of libuv's loop
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
 _HIGH_WATER: Final = 256 * 1024  # octets the peer has not read; beyond it no more of its requests are taken
 
 
@@ -177,7 +179,7 @@ class StreamConnection(asyncio.Protocol):
         refused = server.connections.admit(number, self, address, _evict)
         if refused:
             server.metrics.streams_refused.labels(refused).inc()
-            self._transport.abort()
+            _reset(self._transport)
             return
         self._peer = Peer(self.name, address, int(peername[1]), number)
         server.metrics.streams.labels(self.name).inc()
@@ -303,14 +305,14 @@ class StreamConnection(asyncio.Protocol):
         if transport is None or transport.is_closing():
             return
         if transport.get_write_buffer_size() > MAX_UNSENT:
-            transport.abort()  # a peer that asks and does not read
+            self.abort()  # a peer that asks and does not read
             return
         framed = len(wire).to_bytes(2, "big") + wire
         if self._tls is not None:
             try:
                 framed = self._tls.send(framed)
             except ssl.SSLError:
-                transport.abort()
+                self.abort()
                 return
         transport.write(framed)
 
@@ -356,9 +358,13 @@ class StreamConnection(asyncio.Protocol):
                 return
             if not self.is_idle() and self._is_open():
                 more = self._server.limits.idle_seconds
-            if more <= 0:
-                self.drop("idle" if self._is_open() else "handshake")
+            if more <= 0 and not self._is_open():
+                self.drop("handshake")
                 return
+            if more <= 0:
+                self._server.metrics.streams_dropped.labels("idle").inc()
+                self.close()  # its client reads an end and no error (RFC 7858 §3.4), and has some time to take it
+                more = self._server.limits.handshake_seconds
             self._deadline = self._loop.time() + more
         self._timer = self._loop.call_later(more, self._look_at_deadline)
 
@@ -386,9 +392,9 @@ class StreamConnection(asyncio.Protocol):
         self._transport.close()
 
     def abort(self) -> None:
-        """End it at once; what was not read is lost, and the peer sees a reset."""
+        """End it at once; what was not read is lost, and the peer sees a reset (RFC 8490 §5.3)."""
         if self._transport is not None:
-            self._transport.abort()
+            _reset(self._transport)
 
     # -- facts -------------------------------------------------------------------------------------
 
@@ -400,6 +406,14 @@ class StreamConnection(asyncio.Protocol):
         """The port this connection came in by."""
         sockname = self._transport.get_extra_info("sockname") if self._transport else None
         return int(sockname[1]) if sockname else None
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    """End it with an RST. Closing alone would send a FIN, an end like any other."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None and not transport.is_closing():
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    transport.abort()
 
 
 def _evict(connection: StreamConnection) -> None:

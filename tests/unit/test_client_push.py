@@ -17,6 +17,7 @@ from protocol.dso import (
     keepalive,
     retry_delay,
     subscribe,
+    unsubscribe,
 )
 from protocol.message import Question
 from protocol.name import from_text
@@ -205,6 +206,25 @@ def test_unsubscribing_frees_the_servers_side() -> None:
     pair.client.subscribe(QUESTION, now=pair.now)
     pair.exchange()
     assert (len(pair.machine), pair.broken) == (3, [])
+
+
+@pytest.mark.rfc("8490", "5.1")
+@pytest.mark.rfc("8490", "5")
+@pytest.mark.parametrize("is_back", [False, True])
+def test_before_the_first_answer_nothing_is_unsubscribed(is_back: bool) -> None:
+    """It is made good as soon as the session stands, or not at all for what is watched again by then."""
+    client = PushClient(PushSettings(), random.Random(1))
+    client.subscribe(QUESTION, now=Now(0, UNIX))
+    client.channel_opened(is_stream=True, now=Now(0, UNIX))
+    opened, asked = (effect.wire for effect in client.take_effects() if isinstance(effect, Send))
+    client.unsubscribe(QUESTION, now=Now(0, UNIX))
+    if is_back:
+        client.subscribe(QUESTION, now=Now(0, UNIX))
+    assert client.take_effects() == []
+    answer = encode_dso(int.from_bytes(opened[:2], "big"), [keepalive(15_000, 15_000)], is_response=True)
+    client.receive(answer, now=Now(0, UNIX))
+    told = [effect.wire for effect in client.take_effects() if isinstance(effect, Send)]
+    assert told == ([] if is_back else [encode_dso(0, [unsubscribe(int.from_bytes(asked[:2], "big"))])])
 
 
 @pytest.mark.parametrize(("rcode", "seconds"), [(Rcode.REFUSED, 300), (Rcode.NOTAUTH, 300)])
