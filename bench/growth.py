@@ -3,6 +3,7 @@
 `python -m bench growth` (part of `python -m bench`); sizes are records in the zone. homing's records all have leases.
 """
 
+import os
 import shutil
 import statistics
 import subprocess
@@ -64,6 +65,7 @@ def _one(peer: Peer, folder: Path, master_file: Path, hosts: int, asked: Path, c
         with running(peer, seed, master_file, hosts):
             pass
     shutil.copytree(seed, directory)
+    os.sync()  # else a server's first commits wait for what was copied
     try:
         with running(peer, directory, master_file, hosts) as server:
             values = {"start_seconds": server.seconds, "resident_mib": server.resident_octets() / 2**20}

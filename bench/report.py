@@ -122,7 +122,10 @@ def plot(results: dict[str, Any], directory: Path) -> None:
                     points = sorted((int(size), statistics.median(found)) for size, found in values.items())
                     axes.plot(*zip(*points, strict=True), "o-", color=COLOURS[peer], label=peer)
             axes.set_xscale("log")
-            axes.set_yscale("log")
+            if name.endswith("per_second"):
+                axes.set_ylim(bottom=0)
+            else:
+                axes.set_yscale("log")
             axes.set_title(growth.TITLES[name], fontsize=9)
             axes.set_xlabel("records")
             axes.grid(alpha=0.3)
