@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from sqlalchemy import Table, and_, bindparam, delete
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 
 from server.store import schema
 from server.store.api import SubscriptionChanges, SubscriptionRow
-from server.store.writing import Rows, Statement, Step
+from server.store.writing import Rows, Statement, Step, insert_or_replace
 
 _TOPIC_KEY: Final = ("node", "owner", "rtype")
 _KEY: Final = (*_TOPIC_KEY, "llq_id")
@@ -47,7 +46,7 @@ def _octets(llq_id: int) -> bytes:
 
 
 def _upsert(table: Table, dialect: Dialect) -> Statement:
-    insert: Any = (postgresql.insert if dialect.name == "postgresql" else sqlite.insert)(table)
+    insert = insert_or_replace(table, dialect)
     replaced = [column.name for column in table.columns if not column.primary_key]
     statement = insert.on_conflict_do_update(
         index_elements=list(table.primary_key), set_={name: insert.excluded[name] for name in replaced}

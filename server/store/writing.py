@@ -5,10 +5,10 @@ The statements of the hot path are compiled once per dialect and handed to the d
 
 import sqlite3
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Integer, Text, bindparam, cast, delete, insert, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Integer, Table, Text, bindparam, cast, delete, insert, or_, select, update
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -39,6 +39,11 @@ class Statement:
         """Execute for one row or many."""
         parameters: Any = rows[0] if len(rows) == 1 else list(rows)
         await connection.exec_driver_sql(self.text, parameters)
+
+
+def insert_or_replace(table: Table, dialect: Dialect) -> Any:
+    """An INSERT with the dialect's own ON CONFLICT; the dialects that are not used stay out of memory."""
+    return import_module(f"sqlalchemy.dialects.{dialect.name}").insert(table)
 
 
 class Step(NamedTuple):
@@ -109,13 +114,13 @@ class Statements:
         self.lease = Statement(
             update(record).values(expires_at=bindparam("at")).where(*row), dialect, ("at", *row_names)
         )
-        upsert: Any = (postgresql.insert if self.is_postgresql else sqlite.insert)(record)
+        upsert = insert_or_replace(record, dialect)
         upsert = upsert.on_conflict_do_update(
             index_elements=list(record.primary_key), set_={name: upsert.excluded[name] for name in _REPLACED}
         )
         self.put = Statement(upsert, dialect, [column.name for column in record.columns])
         renewal = schema.renewal
-        upsert = (postgresql.insert if self.is_postgresql else sqlite.insert)(renewal)
+        upsert = insert_or_replace(renewal, dialect)
         upsert = upsert.on_conflict_do_update(
             index_elements=list(renewal.primary_key),
             set_={name: upsert.excluded[name] for name in ("at", "key", "peer")},
@@ -311,7 +316,7 @@ class SqlTransaction(SqlReader):
 
     async def count_operation(self) -> None:
         meta = schema.meta
-        count: Any = (postgresql.insert if self._statements.is_postgresql else sqlite.insert)(meta)
+        count = insert_or_replace(meta, self._connection.dialect)
         more = cast(cast(meta.c.value, Integer) + 1, Text)
         count = count.values(name=OPERATIONS, value="1").on_conflict_do_update(
             index_elements=[meta.c.name], set_={"value": more}
