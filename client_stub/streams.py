@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -13,6 +15,7 @@ from protocol.name import to_text
 
 CONNECT_SECONDS: Final = 5.0
 MAX_UNSENT_OCTETS: Final = 1 << 20
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +46,12 @@ class FramedStream:
         return await self._reader.readexactly(size)
 
     def abort(self) -> None:
-        """Close at once; pending octets are lost, a waiting `receive` ends."""
-        self._writer.transport.abort()
+        """Reset the connection (RFC 8490 §5.3): pending octets are lost, a waiting `receive` ends."""
+        transport = self._writer.transport
+        sock = transport.get_extra_info("socket")
+        if sock is not None and not transport.is_closing():
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        transport.abort()
 
     async def close(self) -> None:
         """Close in order: what was sent still leaves, TLS says goodbye. Bounded to a second."""

@@ -204,10 +204,29 @@ def test_a_service_binding_comes_with_the_addresses_of_its_target(
 
 
 @pytest.mark.rfc("3597", "2")
+@pytest.mark.rfc("3597", "3")
 def test_a_type_that_nobody_knows_is_data(core: Core) -> None:
     reply = ask(core, "odd", 65280)
     assert reply.answers == [("odd.members.example.", 60, "TYPE65280", b"\1\2\3")]
     assert (ask(core, "odd", 65281).rcode, names(ask(core, "odd", 65281))) == (Rcode.NOERROR, [])
+
+
+@pytest.mark.rfc("3597", "3")
+@pytest.mark.rfc("3597", "4")
+@pytest.mark.parametrize(
+    ("rtype", "text"),
+    [
+        ("SRV", "0 0 1 MaC.members.example."),
+        ("MX", "0 MaC.members.example."),
+        ("RP", "MaC.members.example. MaC.members.example."),
+        ("NAPTR", '0 0 "u" "E2U" "" MaC.members.example.'),
+        ("SVCB", "1 MaC.members.example. alpn=h2"),
+    ],
+)
+def test_names_in_rdata_go_out_as_they_came_case_and_all(core: Core, rtype: str, text: str) -> None:
+    """Nor are they compressed, though the question has most of their octets."""
+    core.update(add("new.members.example.", 60, rtype, text))
+    assert rdata(rtype, text) in ask(core, "new", rtype).wire
 
 
 @pytest.mark.rfc("8914", "2")

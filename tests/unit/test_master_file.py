@@ -238,6 +238,13 @@ def test_a_ttl_left_out_is_that_of_ttl_directive_else_the_last_said() -> None:
     assert [rr.ttl for rr in records("@ SOA a b 1 2 3 4 55\n@ NS a\n")] == [55, 55]
 
 
+@pytest.mark.rfc("3597", "5")
+def test_a_known_type_in_the_generic_form_is_that_type() -> None:
+    plain = records("a 1 A 192.0.2.1\nb 1 MX 10 a\n")
+    assert records("a 1 A \\# 4 c0000201\nb 1 TYPE15 \\# 21 000a0161076d656d62657273076578616d706c6500\n") == plain
+    assert [type(item) for item in read("a 1 TYPE1 \\# 3 c00002\n")] == [Problem]
+
+
 def test_lines_of_records() -> None:
     found = read("\n; nothing\na 1 A 192.0.2.1\nb 1 TXT (\n x\n y )\nc 1 A 192.0.2.2\n")
     assert [item.line for item in found] == [3, 4, 7]
