@@ -147,7 +147,8 @@ def _serve(config: Path, log_level: LogLevel | None) -> None:
     configure_logging(settings.log.level)
     refuse_open_secrets(settings)
     collector.pause()
-    from server.app import Server, StartError
+    from server.app import Server
+    from server.startup import StartError
 
     async def reload(server: Server) -> None:
         try:

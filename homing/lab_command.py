@@ -47,7 +47,7 @@ def lab(
     from gateway.errors import StartError as GatewayStartError
     from homing.certificates import CertificateError
     from homing.lab import LabError
-    from server.app import StartError as ServerStartError
+    from server.startup import StartError as ServerStartError
 
     failures = (LabError, CertificateError, ServerStartError, GatewayStartError, AgentError, OSError)
 

@@ -2,9 +2,6 @@
 
 import asyncio
 import ipaddress
-import os
-import resource
-import ssl
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
@@ -13,8 +10,7 @@ import structlog
 from protocol.name import from_text, to_text
 from protocol.tsig import MD5
 from server.catalog import ensure_catalog
-from server.config import DnsSettings, ServerSettings, split_host_port
-from server.cookies import Cookies, read_secrets
+from server.config import ServerSettings, split_host_port
 from server.dispatch import Dispatcher
 from server.fastpath import FastPath
 from server.guard import Guard
@@ -30,24 +26,29 @@ from server.push.service import PushService
 from server.push.survival import SAVE_SECONDS
 from server.querylog import QueryLog
 from server.reload import merge
-from server.response_limit import ResponseLimiter, ResponseLimits
 from server.service_settings import control_socket, service_of
 from server.signed_queries import SignedQueries
+from server.startup import (
+    StartError,
+    make_room_for_descriptors,
+    plain,
+    raise_guard,
+    read_cookie_secrets,
+    read_tls_context,
+    stream_limits,
+)
 from server.status import status
 from server.store.api import KeyRow, Store, StoreError
 from server.store.sql import SqlStore
-from server.strangers import StrangerLimits, Strangers
 from server.system import Clock, Entropy, SystemClock, SystemEntropy
 from server.transfer.notify import Notifier
 from server.transfer.service import TransferService
 from server.transport.ports import UdpListener
-from server.transport.stream import StreamLimits, StreamServer
-from server.transport.tls import server_context
+from server.transport.stream import StreamServer
 from server.transport.udp import open_udp
 from server.webhook.message import Refused, read_secret
 from server.webhook.post import Poster, PostError
 from server.webhook.service import WebhookService
-from server.work_budget import WorkBudget
 from server.writer import Outcome, Writer, load_zone
 from server.zone.leases import LeaseQueue
 from server.zone.model import Change
@@ -60,11 +61,6 @@ POLL_SECONDS: Final = 0.5  # how soon another process's commit is noticed
 KEY_USE_SECONDS: Final = 30.0  # how often the last use of keys is written
 STOP_SECONDS: Final = 10.0
 FREE_PORT_TRIES: Final = 20
-SPARE_DESCRIPTORS: Final = 128  # for listeners, database, what else is open
-
-
-class StartError(Exception):
-    """The server cannot start; the text is one plain line for the operator."""
 
 
 class _Watchers:
@@ -226,7 +222,14 @@ class Server:
             dso=self.dso,
             on_refused=self._refused,
         )
-        self._raise_guard(settings.dns, cookie_secrets)
+        raise_guard(
+            self.guard,
+            settings.dns,
+            cookie_secrets,
+            clock=self.clock,
+            entropy=self.entropy,
+            metrics=self.metrics,
+        )
         watchers = _Watchers(self.push, self.dso, self.transfers)
         handle = dispatcher.handle if self.queries is None else self.queries.over(dispatcher.handle)
         self.streams = StreamServer(handle, stream_limits(settings.dns), self.metrics, watchers)
@@ -323,39 +326,6 @@ class Server:
             await self._flush_key_use()
             await self.store.close()
 
-    def _raise_guard(self, dns: DnsSettings, secrets: list[bytes]) -> None:
-        """Cookies and limits as configured; what goes on keeps its state."""
-        guard = self.guard
-        for key, value in dns.limits().items():
-            self.metrics.limits.labels(key).set(value)
-        if not dns.cookies:
-            guard.cookies = None
-        elif guard.cookies is None:
-            guard.cookies = Cookies(self.clock.unix, self.entropy.bits, secrets)
-        else:
-            guard.cookies.replace(secrets)
-        if guard.work is None:
-            guard.work = WorkBudget(dns.udp_slow_share, self.clock.monotonic)
-        guard.work.share = dns.udp_slow_share
-        strangers = StrangerLimits(dns.strangers_per_address, dns.strangers_total, dns.rate_limit_exempt)
-        if guard.strangers is None:
-            guard.strangers = Strangers(strangers, self.metrics)
-        else:
-            guard.strangers.replace(strangers)
-        limits = ResponseLimits(
-            dns.rate_limit,
-            dns.rate_limit_total,
-            dns.rate_limit_slip,
-            dns.rate_limit_watch_seconds,
-            dns.rate_limit_exempt,
-        )
-        if not dns.rate_limit:
-            guard.limiter = None
-        elif guard.limiter is None:
-            guard.limiter = ResponseLimiter(limits, self.clock.monotonic, self.metrics)
-        else:
-            guard.limiter.replace(limits)
-
     async def _load(self) -> None:
         for row in await self.store.load_zones():
             self.zones.add(await load_zone(self.store, row, self.leases))
@@ -366,14 +336,14 @@ class Server:
             try:
                 listener = await self._open_pair(number, address, port, dispatcher)
             except OSError as error:
-                raise StartError(f"cannot listen on {text}: {_plain(error)}") from None
+                raise StartError(f"cannot listen on {text}: {plain(error)}") from None
             self._listening += [("udp", address, listener.port), ("tcp", address, listener.port)]
         for number, text in enumerate(self.settings.dns.listen_tls, len(self.settings.dns.listen)):
             address, port = split_host_port(text)
             try:
                 bound = await self.streams.listen(address, port, is_tls=True)
             except OSError as error:
-                raise StartError(f"cannot listen on {text} (tls): {_plain(error)}") from None
+                raise StartError(f"cannot listen on {text} (tls): {plain(error)}") from None
             self.tls_port = self.tls_port or bound
             self._listening.append(("tls", address, bound))
             try:
@@ -440,7 +410,7 @@ class Server:
         self.streams.tls_context = tls
         self.streams.replace(stream_limits(settings.dns))
         self.transfers.replace(settings.transfer)
-        self._raise_guard(settings.dns, secrets)
+        raise_guard(self.guard, settings.dns, secrets, clock=self.clock, entropy=self.entropy, metrics=self.metrics)
         make_room_for_descriptors(settings.dns.tcp_connections)
         self._warn_of_md5()
         return waiting
@@ -557,7 +527,7 @@ class Server:
             secret = read_secret(settings.secret_file.read_text())
             poster = Poster(settings.url, settings.ca_file)
         except OSError as error:
-            raise StartError(f"cannot read {settings.secret_file}: {_plain(error)}") from None
+            raise StartError(f"cannot read {settings.secret_file}: {plain(error)}") from None
         except ValueError as error:
             raise StartError(f"{settings.secret_file} {error}") from None
         except PostError as error:
@@ -590,7 +560,7 @@ class Server:
             try:
                 bound = await self.monitor.listen(address, port)
             except OSError as error:
-                raise StartError(f"cannot listen on {address}:{port} (metrics): {_plain(error)}") from None
+                raise StartError(f"cannot listen on {address}:{port} (metrics): {plain(error)}") from None
             self._listening.append(("metrics", address, bound))
 
     async def _listen_control(self) -> None:
@@ -601,8 +571,8 @@ class Server:
             await self.monitor.listen_socket(path)
         except OSError as error:
             if self.settings.control.socket is not None:
-                raise StartError(f"cannot listen on {path} (control): {_plain(error)}") from None
-            log.warning("no control socket, homing status will not work", path=str(path), error=_plain(error))
+                raise StartError(f"cannot listen on {path} (control): {plain(error)}") from None
+            log.warning("no control socket, homing status will not work", path=str(path), error=plain(error))
 
     def status(self) -> dict[str, Any]:
         """What `homing status` shows."""
@@ -676,55 +646,3 @@ class Server:
         connection = self.streams.connections.get(peer.via)
         port = connection.local_port if connection else None
         return next((number for number, listener in self._udp.items() if listener.port == port), 0)
-
-
-def stream_limits(dns: DnsSettings) -> StreamLimits:
-    return StreamLimits(
-        idle_seconds=dns.tcp_idle_seconds,
-        connections=dns.tcp_connections,
-        per_address=dns.tcp_connections_per_address,
-        handshake_seconds=dns.tls_handshake_seconds,
-        read_seconds=dns.tcp_read_seconds,
-        handshakes_per_second=dns.tls_handshakes_per_second,
-    )
-
-
-def make_room_for_descriptors(connections: int) -> None:
-    """Let the process open what the connections may need, as far as the system lets it."""
-    wanted = connections + SPARE_DESCRIPTORS
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft >= wanted or soft == resource.RLIM_INFINITY:
-        return
-    granted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (granted, hard))
-    if granted < wanted:
-        log.warning("the system allows fewer connections than configured", open_files=granted, wanted=wanted)
-
-
-def read_tls_context(dns: DnsSettings) -> ssl.SSLContext | None:
-    """The certificate, ready for use; None without TLS listeners, `StartError` when it is no good."""
-    if not dns.listen_tls:
-        return None
-    assert dns.certificate_file and dns.key_file
-    try:
-        return server_context(dns.certificate_file, dns.key_file)
-    except ValueError as error:
-        raise StartError(str(error)) from None
-
-
-def read_cookie_secrets(dns: DnsSettings) -> list[bytes]:
-    """The shared secrets of the configuration, none when there are none; `StartError` when the file is no good."""
-    if dns.cookie_secret_file is None or not dns.cookies:
-        return []
-    try:
-        return read_secrets(dns.cookie_secret_file)
-    except OSError as error:
-        raise StartError(f"cannot read {dns.cookie_secret_file}: {error.strerror}") from None
-    except ValueError as error:
-        raise StartError(f"cookie secrets in {dns.cookie_secret_file}: {error}") from None
-
-
-def _plain(error: OSError) -> str:
-    """Why in the system's own words; event loops word it each in their own way, uvloop's UDP only in the cause."""
-    known = error.__cause__ if isinstance(error.__cause__, OSError) else error
-    return os.strerror(known.errno) if known.errno else str(error)

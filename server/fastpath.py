@@ -13,55 +13,52 @@ serial, the absence of names), and is dropped in the step that publishes a chang
 begins to cap its TTL.
 """
 
-import heapq
 from collections.abc import Callable, Container
 from typing import Final
 
-from protocol.constants import HEADER_OCTETS, MAX_LABEL_OCTETS, MAX_NAME_OCTETS, EdnsOption, Rcode, Type, is_meta_type
-from protocol.edns import Opt
+from protocol.constants import HEADER_OCTETS, MAX_LABEL_OCTETS, MAX_NAME_OCTETS, Rcode, Type, is_meta_type
 from protocol.name import fold, is_at_or_below
 from protocol.rdata import soa_minimum
 from server.answer import resolve
+from server.fast_wire import (
+    CLIENT_COOKIE,
+    COUNTS_EDNS,
+    COUNTS_PLAIN,
+    IN,
+    NAME_AT,
+    NOT_PLAIN,
+    OPT_FIXED,
+    OPT_HEAD,
+    OPT_REPLIES,
+    PLAIN_UDP,
+    POINTERS,
+    RD,
+    WHOLE_COOKIE,
+    apex_owner,
+    compressed,
+    has_harmless_options,
+    shareable_question,
+    shortened,
+)
 from server.guard import Guard
 from server.metrics import Requests
+from server.ready_answers import FOREVER, Generation, TracedZone
 from server.reply import UDP_PAYLOAD
 from server.response_limit import Verdict, network_of
 from server.system import Clock
-from server.zone.model import RR, Change
-from server.zone.node import Node, RRset, find_rrset
-from server.zone.zone import Zone, Zones
+from server.zone.model import Change
+from server.zone.node import find_rrset
+from server.zone.zone import Zones
 
-MAX_READY: Final = 32_768  # answers in one generation
-MAX_READY_OCTETS: Final = 8 * 1024 * 1024  # keys and answers of one generation
-MAX_PER_NAME: Final = 4096  # answers of a generation that rest on one name, or on a zone: dropped in one step
 MAX_SEEN: Final = 65_536  # keys remembered as asked once, looked at once a batch
 MAX_PLACES: Final = 4096  # parents of names whose place in a zone is remembered
 QUIET_SECONDS: Final = 2  # a zone that changed within them has its negative answers computed, not kept
-FOREVER: Final = 1 << 62
 
-_PLAIN_UDP: Final = 512
-_NAME_AT: Final = HEADER_OCTETS - 2
-_COUNTS: Final = slice(2, _NAME_AT)
-_COUNTS_PLAIN: Final = bytes.fromhex("0001 0000 0000 0000")
-_COUNTS_EDNS: Final = bytes.fromhex("0001 0000 0000 0001")
-_NOT_PLAIN: Final = 0xF8  # QR and opcode, in the first octet of the flags; its AA and TC mean nothing in a query
-_RD: Final = 0x01
+_COUNTS: Final = slice(2, NAME_AT)
 _TC: Final = 0x02
 _AA_TC: Final = 0x06
-_IN: Final = b"\x00\x01"
-_OPT_HEAD: Final = b"\x00\x00\x29"
-_OPT_FIXED: Final = 11
-_SHORTEST_EDNS: Final = _NAME_AT + 5 + _OPT_FIXED  # a key: the root's name, QTYPE, QCLASS, an empty OPT
-_OPT_REPLIES: Final = (
-    Opt(UDP_PAYLOAD, 0, 0, False).encode(),
-    Opt(UDP_PAYLOAD, 0, 0, True).encode(),
-)
-# Options that make an answer another one; and an OPT's end that is a cookie alone: client's, client's and server's.
-_TELLING: Final = (EdnsOption.LLQ.to_bytes(2, "big"), EdnsOption.COOKIE.to_bytes(2, "big"))
-_CLIENT_COOKIE: Final = bytes.fromhex("000c 000a 0008")
-WHOLE_COOKIE: Final = bytes.fromhex("001c 000a 0018")
+_SHORTEST_EDNS: Final = NAME_AT + 5 + OPT_FIXED  # a key: the root's name, QTYPE, QCLASS, an empty OPT
 _OPTION_OCTETS: Final = 28
-_BADCOOKIE: Final = 7  # the part of 23 that stands in the header
 _CNAME: Final = Type.CNAME.to_bytes(2, "big")
 _ONE: Final = b"\x00\x01"
 _ONE_ANSWER: Final = bytes.fromhex("0001 0000 0000")
@@ -70,7 +67,7 @@ _NEVER_LAPSES: Final = bytes(4)
 _WILDCARD: Final = b"\x01*"
 # Answered by the slow path whatever the zone holds: asked of apexes and cuts, written compressed, or no data at all.
 _NEVER: Final = frozenset((0, Type.OPT, Type.DS, Type.SOA, Type.NS, Type.CNAME, *range(128, 256)))
-_COMMON_TYPES: Final = {rtype.to_bytes(2, "big") + _IN: rtype for rtype in range(256) if rtype not in _NEVER}
+_COMMON_TYPES: Final = {rtype.to_bytes(2, "big") + IN: rtype for rtype in range(256) if rtype not in _NEVER}
 # Where the host stands in the rdata of types whose answers carry its addresses.
 _WITH_TARGET: Final = {Type.SRV.to_bytes(2, "big"): 6, Type.MX.to_bytes(2, "big"): 2}
 _RARE_TARGETS: Final = frozenset(
@@ -84,135 +81,10 @@ _SHARED_RCODES: Final = (Rcode.NOERROR, Rcode.NXDOMAIN)
 _ABSENT: Final = (bytes.fromhex("8403 0001 0000 0001 0000"), bytes.fromhex("8503 0001 0000 0001 0000"))
 _ABSENT_EDNS: Final = (bytes.fromhex("8403 0001 0000 0001 0001"), bytes.fromhex("8503 0001 0000 0001 0001"))
 _PRESENT: Final = (bytes.fromhex("8400 0001"), bytes.fromhex("8500 0001"))
-_POINTERS: Final = tuple((0xC000 | at).to_bytes(2, "big") for at in range(HEADER_OCTETS + MAX_NAME_OCTETS))
 
 # Of a zone: nodes, what tells of names here whether they have children, cuts, its apex; whether a wildcard is at the
 # encloser; the SOA RR less its owner.
 _Place = tuple[dict[bytes, bytes], Container[bytes], set[bytes], bytes, bool, bytes]
-
-
-class _Generation:
-    """Answers with what they depend on. `until`: the last second, since 1970, at which an answer is right."""
-
-    __slots__ = ("answers", "by_name", "facts", "moments", "octets")
-
-    def __init__(self) -> None:
-        self.answers: dict[bytes, bytes] = {}
-        self.facts: dict[bytes, tuple[tuple[bytes, ...], int]] = {}
-        self.by_name: dict[bytes, bytes | set[bytes]] = {}
-        self.moments: list[tuple[int, bytes]] = []
-        self.octets = 0
-
-    def put(self, key: bytes, answer: bytes, names: tuple[bytes, ...], until: int) -> None:
-        self.drop(key)
-        by_name = self.by_name
-        for name in names:
-            have = by_name.get(name)
-            if isinstance(have, set) and len(have) >= MAX_PER_NAME:
-                return
-        self.answers[key] = answer
-        self.facts[key] = names, until
-        self.octets += len(key) + len(answer)
-        for name in names:
-            have = by_name.get(name)
-            if have is None:
-                by_name[name] = key
-            elif isinstance(have, set):
-                have.add(key)
-            else:
-                by_name[name] = {have, key}
-        if until != FOREVER:
-            heapq.heappush(self.moments, (until, key))
-            if len(self.moments) > 2 * MAX_READY:  # mostly of answers dropped since
-                self.moments = [(at, held) for held, (_, at) in self.facts.items() if at != FOREVER]
-                heapq.heapify(self.moments)
-
-    def drop(self, key: bytes) -> None:
-        answer = self.answers.pop(key, None)
-        if answer is None:
-            return
-        self.octets -= len(key) + len(answer)
-        names, _ = self.facts.pop(key)
-        for name in names:
-            have = self.by_name.get(name)
-            if isinstance(have, set):
-                have.discard(key)
-                if not have:
-                    del self.by_name[name]
-            elif have == key:
-                del self.by_name[name]
-
-    def drop_name(self, name: bytes) -> None:
-        have = self.by_name.get(name)
-        if have is None:
-            return
-        for key in list(have) if isinstance(have, set) else (have,):
-            self.drop(key)
-
-    def drop_ended(self, now: int) -> None:
-        moments = self.moments
-        while moments and moments[0][0] < now:
-            until, key = heapq.heappop(moments)
-            facts = self.facts.get(key)
-            if facts is not None and facts[1] == until:
-                self.drop(key)
-
-
-class _Traced(Zone):
-    """A zone that notes what an answer is made from: nodes by name, absence or the SOA.
-
-    `until`: the last second at which the leases of what was looked at leave the answer as it is.
-    """
-
-    __slots__ = ("names", "now", "rests_on_zone", "until")
-
-    def __init__(self, zone: Zone, now: int) -> None:
-        super().__init__(
-            zone.id,
-            zone.apex,
-            zone.serial,
-            zone.soa_template,
-            zone.soa_ttl,
-            zone.member_id,
-            zone.nodes,
-            zone.cuts,
-        )
-        self.children = zone.children
-        self.now = now
-        self.names: set[bytes] = set()
-        self.rests_on_zone = False
-        self.until = FOREVER
-
-    def _note(self, rrset: RRset) -> None:
-        coming = [at for at in rrset.expires if at > self.now]
-        if coming:
-            self.until = min(self.until, min(coming) - max(rrset.ttl, 1))
-
-    def node(self, key: bytes) -> Node | None:
-        self.names.add(key)
-        node = super().node(key)
-        for rrset in node.rrsets.values() if node else ():
-            self._note(rrset)
-        return node
-
-    def rrset(self, key: bytes, rtype: int, now: int) -> RRset | None:
-        self.names.add(key)
-        if rtype == Type.SOA and key == self.apex:
-            self.rests_on_zone = True
-        blob = self.nodes.get(key)
-        found = None if blob is None else find_rrset(blob, rtype)
-        if found is not None:
-            self._note(found)
-        return Zone.rrset(self, key, rtype, now)
-
-    def exists(self, key: bytes) -> bool:
-        if key not in self.nodes:
-            self.rests_on_zone = True
-        return Zone.exists(self, key)
-
-    def soa_rr(self) -> RR:
-        self.rests_on_zone = True
-        return Zone.soa_rr(self)
 
 
 class FastPath:
@@ -226,8 +98,8 @@ class FastPath:
         self._clock = clock
         self._requests = requests
         self.rcodes = requests.rcodes
-        self._young = _Generation()
-        self._old = _Generation()
+        self._young = Generation()
+        self._old = Generation()
         self._old_ready = self._old.answers.get
         self._seen: set[int] = set()
         self._places: dict[bytes, _Place] = {}
@@ -278,7 +150,7 @@ class FastPath:
         """The answer to a key whose OPT holds a cookie and nothing else."""
         if key[-30:-24] == WHOLE_COOKIE:
             stem, cookie = key[:-30], key[-24:]
-        elif key[-14:-8] == _CLIENT_COOKIE:
+        elif key[-14:-8] == CLIENT_COOKIE:
             stem, cookie = key[:-14], key[-8:]
         else:
             return None
@@ -289,7 +161,7 @@ class FastPath:
         cookies = self.guard.cookies
         if cookies is None:
             return answer
-        limit = max(_PLAIN_UDP, min(plain[-8] << 8 | plain[-7], UDP_PAYLOAD))
+        limit = max(PLAIN_UDP, min(plain[-8] << 8 | plain[-7], UDP_PAYLOAD))
         if answer is not None and len(answer) + 2 + _OPTION_OCTETS <= limit:
             answer = answer[:-2] + WHOLE_COOKIE
         else:
@@ -314,7 +186,7 @@ class FastPath:
         verdict = limiter.decide(network, answer)
         if verdict is Verdict.SEND:
             return answer
-        return _shortened(answer) if verdict is Verdict.SLIP else b""
+        return shortened(answer) if verdict is Verdict.SLIP else b""
 
     def answer(self, key: bytes) -> bytes | None:
         """The answer to a key that is not `ready`; the caller counts its RCODE.
@@ -325,33 +197,33 @@ class FastPath:
         old = self._old_ready(key)
         if old is not None:
             return self._renew(key, old)
-        end = key.find(0, _NAME_AT) + 1
+        end = key.find(0, NAME_AT) + 1
         after = end + 4
-        if len(key) == after and key[_COUNTS] == _COUNTS_PLAIN:
-            limit = _PLAIN_UDP
+        if len(key) == after and key[_COUNTS] == COUNTS_PLAIN:
+            limit = PLAIN_UDP
             opt = b""
             heads = _ABSENT
         else:
-            fixed = after + _OPT_FIXED
-            if not end or len(key) < fixed or key[2:_NAME_AT] != _COUNTS_EDNS or key[after : after + 3] != _OPT_HEAD:
+            fixed = after + OPT_FIXED
+            if not end or len(key) < fixed or key[2:NAME_AT] != COUNTS_EDNS or key[after : after + 3] != OPT_HEAD:
                 return None
             options = key[fixed - 2] << 8 | key[fixed - 1]
             if len(key) != fixed + options or key[after + 6]:
                 return None
             if options:
                 return self._without_options(key, fixed)
-            limit = max(_PLAIN_UDP, min(key[after + 3] << 8 | key[after + 4], UDP_PAYLOAD))
-            opt = _OPT_REPLIES[key[after + 7] >> 7]
+            limit = max(PLAIN_UDP, min(key[after + 3] << 8 | key[after + 4], UDP_PAYLOAD))
+            opt = OPT_REPLIES[key[after + 7] >> 7]
             heads = _ABSENT_EDNS
         flags = key[0]
-        if flags & _NOT_PLAIN or end > _NAME_AT + MAX_NAME_OCTETS:
+        if flags & NOT_PLAIN or end > NAME_AT + MAX_NAME_OCTETS:
             return None
         rtype = _COMMON_TYPES.get(key[end:after])
         if rtype is None:
             rtype = key[end] << 8 | key[end + 1]
-            if rtype in _NEVER or key[end + 2 : after] != _IN:
+            if rtype in _NEVER or key[end + 2 : after] != IN:
                 return None
-        name = key[_NAME_AT:end].lower()
+        name = key[NAME_AT:end].lower()
         first = name[0]
         if name in self._by_apex or first > 63:  # MAX_LABEL_OCTETS
             return None
@@ -370,9 +242,9 @@ class FastPath:
             return None
         at = end - len(apex)
         if key[at:end] == apex:
-            answer = heads[flags & _RD] + key[_NAME_AT:after] + _POINTERS[at + 2] + soa + opt
+            answer = heads[flags & RD] + key[NAME_AT:after] + POINTERS[at + 2] + soa + opt
         else:
-            answer = heads[flags & _RD] + key[_NAME_AT:after] + _owner(key, end, apex) + soa + opt
+            answer = heads[flags & RD] + key[NAME_AT:after] + apex_owner(key, end, apex) + soa + opt
         if len(answer) + 2 > limit:
             return None
         self._requests.computed += 1
@@ -392,7 +264,7 @@ class FastPath:
 
     def _without_options(self, key: bytes, fixed: int) -> bytes | None:
         """An answer does not depend on most options, so with NSID or padding it is the ready one."""
-        if not _has_harmless_options(key, fixed):
+        if not has_harmless_options(key, fixed):
             return None
         plain = key[: fixed - 2] + b"\x00\x00"
         return self.ready.get(plain) or self.answer(plain)
@@ -487,12 +359,12 @@ class FastPath:
                 if moment:
                     until = min(until, moment - max(each.ttl, 1))
         head = key[end : end + 4] + rrset.answered_ttl(now).to_bytes(4, "big") + len(rdata).to_bytes(2, "big")
-        parts = [key[_NAME_AT : end + 4], b"\xc0\x0c", head, rdata]
-        owner = _compressed(target, key[_NAME_AT:end])
+        parts = [key[NAME_AT : end + 4], b"\xc0\x0c", head, rdata]
+        owner = compressed(target, key[NAME_AT:end])
         size = HEADER_OCTETS + sum(map(len, parts))
         count = 0
         for each in chosen[1:]:
-            head = each.rtype.to_bytes(2, "big") + _IN + each.answered_ttl(now).to_bytes(4, "big")
+            head = each.rtype.to_bytes(2, "big") + IN + each.answered_ttl(now).to_bytes(4, "big")
             for address in each.rdatas:
                 parts += (owner, head, len(address).to_bytes(2, "big"), address)
                 if not count and len(owner) > 2:
@@ -500,7 +372,7 @@ class FastPath:
                 count += 1
         parts.append(opt)
         counts = b"\x00\x01\x00\x00" + (count + bool(opt)).to_bytes(2, "big")
-        answer = b"".join((_PRESENT[key[0] & _RD], counts, *parts))
+        answer = b"".join((_PRESENT[key[0] & RD], counts, *parts))
         if len(answer) + 2 > limit:
             return None
         self._requests.computed += 1
@@ -521,10 +393,10 @@ class FastPath:
     ) -> bytes | None:
         answer = b"".join(
             (
-                _PRESENT[key[0] & _RD],
+                _PRESENT[key[0] & RD],
                 b"\x00\x00\x00\x01\x00\x01" if opt else b"\x00\x00\x00\x01\x00\x00",
-                key[_NAME_AT : end + 4],
-                _owner(key, end, apex),
+                key[NAME_AT : end + 4],
+                apex_owner(key, end, apex),
                 soa,
                 opt,
             )
@@ -568,7 +440,7 @@ class FastPath:
         position = at + 8
         if count == _ONE and blob[position : position + 4] == _NEVER_LAPSES:  # most RRsets
             stop = position + 6 + (blob[position + 4] << 8 | blob[position + 5])
-            head = _PRESENT[key[0] & _RD] + (_ONE_ANSWER_EDNS if opt else _ONE_ANSWER) + key[_NAME_AT : end + 4]
+            head = _PRESENT[key[0] & RD] + (_ONE_ANSWER_EDNS if opt else _ONE_ANSWER) + key[NAME_AT : end + 4]
             answer = head + b"\xc0\x0c" + key[end : end + 4] + ttl + blob[position + 4 : stop] + opt
             if len(answer) + 2 > limit:
                 return None
@@ -594,12 +466,12 @@ class FastPath:
             whole = int.from_bytes(ttl, "big")
             until = earliest - max(whole, 1)
             ttl = min(whole, earliest - self._now).to_bytes(4, "big")
-        head = b"\xc0\x0c" + key[end : end + 2] + _IN + ttl
+        head = b"\xc0\x0c" + key[end : end + 2] + IN + ttl
         parts: list[bytes] = [
-            _PRESENT[key[0] & _RD],
+            _PRESENT[key[0] & RD],
             count,
             b"\x00\x00\x00\x01" if opt else b"\x00\x00\x00\x00",
-            key[_NAME_AT : end + 4],
+            key[NAME_AT : end + 4],
         ]
         for start, stop in rdatas:
             parts += (head, blob[start:stop])
@@ -625,11 +497,11 @@ class FastPath:
         rtype = key[end] << 8 | key[end + 1]
         if (is_meta_type(rtype) and rtype != Type.ANY) or not self._is_second(plain):
             return
-        name = key[_NAME_AT:end]
+        name = key[NAME_AT:end]
         zone = self._zones.enclosing(fold(name), rtype)
         if zone is None:
             return
-        traced = _Traced(zone, self._now)
+        traced = TracedZone(zone, self._now)
         resolve(traced, name, rtype, self._now)
         if traced.until < self._now:
             return
@@ -646,16 +518,16 @@ class FastPath:
         if (
             self.guard.cookies is not None
             and answer[-30:-24] == WHOLE_COOKIE
-            and (is_whole or key[-14:-8] == _CLIENT_COOKIE)
+            and (is_whole or key[-14:-8] == CLIENT_COOKIE)
         ):
             stem = key[:-30] if is_whole else key[:-14]
-            question = _question(stem + b"\0\0")
+            question = shareable_question(stem + b"\0\0")
             return (stem + WHOLE_COOKIE, question[1], answer[:-24]) if question else None
-        question = _question(key)
+        question = shareable_question(key)
         if question is None:
             return None
         plain, end = question
-        if plain[2:_NAME_AT] == _COUNTS_EDNS and not answer.endswith(_OPT_REPLIES):
+        if plain[2:NAME_AT] == COUNTS_EDNS and not answer.endswith(OPT_REPLIES):
             return None
         return plain, end, answer
 
@@ -682,7 +554,7 @@ class FastPath:
         self._drop(key)
 
     def clear(self) -> None:
-        self._young, self._old = _Generation(), _Generation()
+        self._young, self._old = Generation(), Generation()
         self._old_ready = self._old.answers.get
         self.ready = self._young.answers
         self._places.clear()
@@ -706,10 +578,10 @@ class FastPath:
 
     def _keep(self, key: bytes, answer: bytes, names: tuple[bytes, ...], until: int) -> None:
         young = self._young
-        if len(young.answers) >= MAX_READY or young.octets >= MAX_READY_OCTETS:
+        if young.is_full:
             self._old = young
             self._old_ready = young.answers.get
-            young = self._young = _Generation()
+            young = self._young = Generation()
             self.ready = young.answers
         young.put(key, answer, names, until)
         self._tell_size()
@@ -717,17 +589,6 @@ class FastPath:
     def _tell_size(self) -> None:
         self._requests.ready = len(self._young.answers) + len(self._old.answers)
         self._requests.ready_octets = self._young.octets + self._old.octets
-
-
-def _owner(key: bytes, end: int, apex: bytes) -> bytes:
-    """The apex as owner name, compressed against the question's, letter case told apart."""
-    suffix = key[end - len(apex) : end]
-    start = 0
-    while apex[start]:
-        if suffix[start:] == apex[start:]:
-            return apex[:start] + _POINTERS[end - len(apex) + start + 2]
-        start += apex[start] + 1
-    return apex
 
 
 def _is_cut_off(name: bytes, place: _Place) -> bool:
@@ -738,67 +599,3 @@ def _is_cut_off(name: bytes, place: _Place) -> bool:
             return True
         name = name[name[0] + 1 :]
     return False
-
-
-def _compressed(name: bytes, question: bytes) -> bytes:
-    """A name after the question's, its longest suffix that stands there too, in the same case, as a pointer."""
-    at = 0
-    while name[at]:
-        rest = name[at:]
-        if question.endswith(rest) and is_at_or_below(question, rest):
-            return name[:at] + _POINTERS[HEADER_OCTETS + len(question) - len(rest)]
-        at += name[at] + 1
-    return name
-
-
-def _question(key: bytes) -> tuple[bytes, int] | None:
-    """(key without EDNS options, where QTYPE begins) of a message whose reply may be shared; None for any other."""
-    end = _NAME_AT
-    size = len(key)
-    if size < _NAME_AT + 5 or key[0] & _NOT_PLAIN:
-        return None
-    while key[end]:
-        if key[end] > 63:
-            return None
-        end += key[end] + 1
-        if end >= size:
-            return None
-    end += 1
-    after = end + 4
-    if key[end + 2 : after] != _IN:
-        return None
-    counts = key[2:_NAME_AT]
-    if counts == _COUNTS_PLAIN:
-        return (key, end) if size == after else None
-    fixed = after + _OPT_FIXED
-    if counts != _COUNTS_EDNS or size < fixed or key[after : after + 3] != _OPT_HEAD or key[after + 6]:
-        return None
-    options = key[fixed - 2] << 8 | key[fixed - 1]
-    if size != fixed + options or not _has_harmless_options(key, fixed):
-        return None
-    return key[: fixed - 2] + b"\x00\x00", end
-
-
-def _shortened(answer: bytes) -> bytes:
-    """A truncated answer, or BADCOOKIE where it carries a cookie: header, question and OPT, no records."""
-    after = _NAME_AT
-    while answer[after]:
-        after += answer[after] + 1
-    after += 5
-    rd = answer[0] & _RD
-    if answer[-30:-24] == WHOLE_COOKIE:
-        head = bytes((0x80 | rd, _BADCOOKIE)) + _COUNTS_EDNS
-        return head + answer[_NAME_AT:after] + answer[-39:-34] + b"\x01" + answer[-33:]
-    has_opt = answer.endswith(_OPT_REPLIES)
-    head = bytes((0x82 | rd, 0)) + (_COUNTS_EDNS if has_opt else _COUNTS_PLAIN)
-    return head + answer[_NAME_AT:after] + (answer[-_OPT_FIXED:] if has_opt else b"")
-
-
-def _has_harmless_options(key: bytes, position: int) -> bool:
-    """Whether the options from `position` to the end are well formed and none of them makes another answer."""
-    end = len(key)
-    while position < end:
-        if position + 4 > end or key[position : position + 2] in _TELLING:
-            return False
-        position += 4 + (key[position + 2] << 8 | key[position + 3])
-    return position == end

@@ -1,8 +1,8 @@
 """The Long-Lived Query server core (RFC 8764, with RFC 6281 §5.3 bounds). Pure: no I/O, clocks, entropy, logging.
 
-Everything that changes a subscription's state is in this file, by the table below. Time and entropy come as arguments;
-what to send is fetched with `take_effects`. Invariant: after every quiet period each subscription is SETTLED on what
-`lookup` says, or GONE, its end counted.
+Everything that changes a subscription's state is in this file, by the table of `llq_states`. Time and entropy come as
+arguments; what to send is fetched with `take_effects`. Invariant: after every quiet period each subscription is SETTLED
+on what `lookup` says, or GONE, its end counted.
 
 It is driven by levels, not edges: a change only marks a question; when its window closes the zone is asked what it says
 now, and each client is sent the difference to what it holds. Merging and cancelling need no bookkeeping of their own.
@@ -13,7 +13,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from itertools import count
 from typing import Any, Final, NamedTuple
 
@@ -27,6 +26,7 @@ from server.push.challenge import Challenger, is_older
 from server.push.events import Item, Items, event_room, make_plan
 from server.push.ledger import Bounds, Ledger
 from server.push.limits import MAX_QUESTIONS, RETRY_SECONDS, Counters, LlqLimits, TokenBucket
+from server.push.llq_states import Input, step
 from server.push.subscriptions import (
     UNKNOWN_STAMP,
     Outstanding,
@@ -38,67 +38,6 @@ from server.push.subscriptions import (
     network_of,
 )
 from server.zone.model import RR, Change
-
-
-class Input(Enum):
-    """What can happen to a subscription."""
-
-    SETUP = "set-up request (UDP)"
-    CHALLENGE_MET = "challenge response"
-    STREAM_SETUP = "set-up request (stream)"
-    RESTORED = "restart of the server"
-    ASKED_AGAIN = "same request again"
-    CHANGED = "zone differs"
-    NOTHING_NEW = "nothing to tell"
-    SENT = "event sent (UDP)"
-    SENT_ON_STREAM = "event sent (stream)"
-    RETRY = "2 s, then 4 s without ack"
-    ACKED = "ack"
-    REFRESHED = "refresh"
-    MOVED = "stream closed with event port known, or client back on a stream"
-    REPLACED = "client set up anew"
-    CANCELLED = "refresh with lease 0"
-    LAPSED = "lease ran out"
-    UNREACHABLE = "third try unacked for 8 s"
-    CLOSED = "stream closed, no event port"
-    REVOKED = "key revoked, or no longer allowed"
-
-    __hash__ = object.__hash__
-
-
-_ENDS: Final = (Input.REPLACED, Input.CANCELLED, Input.LAPSED, Input.CLOSED, Input.REVOKED)
-_LIVE: Final = (State.SETTLED, State.DUE, State.UNACKED)
-
-TRANSITIONS: Final[dict[tuple[State, Input], State]] = {
-    (State.ABSENT, Input.SETUP): State.ABSENT,  # answered with a challenge that costs no memory
-    (State.ABSENT, Input.CHALLENGE_MET): State.SETTLED,
-    (State.ABSENT, Input.STREAM_SETUP): State.SETTLED,
-    (State.ABSENT, Input.RESTORED): State.SETTLED,
-    (State.SETTLED, Input.CHANGED): State.DUE,
-    (State.DUE, Input.NOTHING_NEW): State.SETTLED,
-    (State.DUE, Input.SENT): State.UNACKED,
-    (State.DUE, Input.SENT_ON_STREAM): State.SETTLED,
-    (State.UNACKED, Input.RETRY): State.UNACKED,
-    (State.UNACKED, Input.ACKED): State.SETTLED,
-    (State.UNACKED, Input.SENT_ON_STREAM): State.SETTLED,  # a client came back on a stream
-    (State.UNACKED, Input.UNREACHABLE): State.GONE,
-    **{(state, Input.ASKED_AGAIN): state for state in _LIVE},
-    **{(state, Input.REFRESHED): state for state in _LIVE},
-    **{(state, Input.MOVED): state for state in _LIVE},
-    **{(state, end): State.GONE for state in _LIVE for end in _ENDS},
-}
-
-
-def diagram() -> str:
-    """The table as a Mermaid state diagram; parallel arrows share a line."""
-    arrows: dict[tuple[State, State], list[str]] = {}
-    for (start, happening), end in TRANSITIONS.items():
-        arrows.setdefault((start, end), []).append(happening.value)
-    lines = ["stateDiagram-v2", "    [*] --> absent"]
-    lines += [f"    {start.value} --> {end.value} : {' / '.join(words)}" for (start, end), words in arrows.items()]
-    lines.append("    gone --> [*]")
-    return "\n".join(lines) + "\n"
-
 
 AT_RISK_SECONDS: Final = 30.0  # events older than this on a stream that still lived are taken as received
 _EVENTS_A_SECOND: Final = 16  # message IDs a second of one subscription; it may borrow from the next
@@ -383,7 +322,7 @@ class LlqMachine:
         )
         subscription.event_port = event_port
         subscription.is_stream_born = not request.is_udp
-        _step(subscription, Input.CHALLENGE_MET if request.is_udp else Input.STREAM_SETUP)
+        step(subscription, Input.CHALLENGE_MET if request.is_udp else Input.STREAM_SETUP)
         self._register.add(subscription)
         self._watch_lease(subscription)
         self._ledger.changed(subscription)
@@ -393,7 +332,7 @@ class LlqMachine:
         return LlqOption(LLQ_VERSION, LlqOpcode.SETUP, LlqError.NO_ERROR, llq_id, lease)
 
     def _answer_again(self, question: Question, held: Subscription, request: _Request) -> LlqOption:
-        _step(held, Input.ASKED_AGAIN)
+        step(held, Input.ASKED_AGAIN)
         self.counters.answered_again += 1
         self._add_answers(question, held, request, is_new=False)
         left = math.ceil(held.expires_at - request.now)
@@ -421,7 +360,7 @@ class LlqMachine:
             self._end(held, Input.REVOKED)
             return _error(LlqError.NO_SUCH_LLQ, option)
         lease = self._clamp(option.lease)
-        _step(held, Input.REFRESHED)
+        step(held, Input.REFRESHED)
         held.expires_at = request.now + lease
         self._watch_lease(held)
         self.counters.refreshed += 1
@@ -437,7 +376,7 @@ class LlqMachine:
             return
         event = held.outstanding
         held.outstanding = None
-        _step(held, Input.MOVED)
+        step(held, Input.MOVED)
         self._register.move(held, request.peer)
         if event is not None:
             wire = event.plan.wire(event.message_id, held.llq_id)
@@ -510,7 +449,7 @@ class LlqMachine:
         assert event is not None
         subscription.outstanding = None
         subscription.sure, subscription.maybe = event.plan.sure, event.plan.maybe
-        _step(subscription, Input.ACKED)
+        step(subscription, Input.ACKED)
         self.counters.acks += 1
         if subscription.topic.window_opened_at is None and not subscription.is_current:
             self._make_due(subscription, now)
@@ -588,7 +527,7 @@ class LlqMachine:
             older = self._register.of(peer, subscription.topic.question, subscription.key_name)
             if older is not None:
                 self._end(older, Input.REPLACED)
-            _step(subscription, Input.MOVED)
+            step(subscription, Input.MOVED)
             self._register.move(subscription, peer)
             self._ledger.changed(subscription)
             for view in subscription.recent_views:
@@ -677,7 +616,7 @@ class LlqMachine:
         subscription.maybe = items if saved.maybe == items else saved.maybe
         if not subscription.is_current:
             subscription.inherited = View(now + AT_RISK_SECONDS, subscription.sure, subscription.maybe)
-        _step(subscription, Input.RESTORED)
+        step(subscription, Input.RESTORED)
         register.add(subscription)
         self._watch_lease(subscription)
         self._ledger.touched(topic)
@@ -723,7 +662,7 @@ class LlqMachine:
         if who:
             self._ready.append((at, who))
         if subscription.state is State.SETTLED and not subscription.is_current:
-            _step(subscription, Input.CHANGED)
+            step(subscription, Input.CHANGED)
         return subscription
 
     def _schedule(self, at: float, target: Subscription | Topic) -> None:
@@ -754,7 +693,7 @@ class LlqMachine:
         if subscription.tries == len(RETRY_SECONDS):
             self._end(subscription, Input.UNREACHABLE)
             return
-        _step(subscription, Input.RETRY)
+        step(subscription, Input.RETRY)
         self.counters.retransmissions += 1
         self._transmit(subscription, event, now)
 
@@ -773,7 +712,7 @@ class LlqMachine:
     def _make_due(self, subscription: Subscription, now: float) -> None:
         """Only a settled one: what awaits an ack is looked at again when that comes."""
         if subscription.state is State.SETTLED:
-            _step(subscription, Input.CHANGED)
+            step(subscription, Input.CHANGED)
             self._ready.append((now, subscription))
 
     def _renew(self, topic: Topic) -> None:
@@ -786,7 +725,7 @@ class LlqMachine:
             self._flush(subscription, now, unix)
         except Exception:
             if subscription.state is State.DUE:
-                _step(subscription, Input.NOTHING_NEW)
+                step(subscription, Input.NOTHING_NEW)
             raise
 
     def _flush(self, subscription: Subscription, now: float, unix: int) -> None:
@@ -797,7 +736,7 @@ class LlqMachine:
             return
         self._renew(topic)
         if subscription.is_current:
-            _step(subscription, Input.NOTHING_NEW)
+            step(subscription, Input.NOTHING_NEW)
             return
         limit = MAX_MESSAGE_OCTETS if subscription.is_on_stream else self._limits.udp_octets
         room = event_room(limit, subscription.key_name)
@@ -812,7 +751,7 @@ class LlqMachine:
         self.counters.oversized += plan.oversized
         if not plan.records:
             subscription.sure, subscription.maybe = plan.sure, plan.maybe
-            _step(subscription, Input.NOTHING_NEW)
+            step(subscription, Input.NOTHING_NEW)
             return
         self.counters.events += 1
         event = Outstanding(_event_id(subscription, unix), plan, unix)
@@ -821,7 +760,7 @@ class LlqMachine:
             self._effects.append(SendEvent(peer, subscription.key_name, event.message_id, wire, unix))
             self._sent_on_stream(subscription, event, now)
         else:
-            _step(subscription, Input.SENT)
+            step(subscription, Input.SENT)
             subscription.outstanding = event
             subscription.tries = 0
             self._transmit(subscription, event, now)
@@ -846,21 +785,16 @@ class LlqMachine:
         recent = [item for item in subscription.recent_views if now - item.until <= AT_RISK_SECONDS]
         subscription.recent_views = (*recent[-_VIEWS_KEPT:], view)
         subscription.sure, subscription.maybe = event.plan.sure, event.plan.maybe
-        _step(subscription, Input.SENT_ON_STREAM)
+        step(subscription, Input.SENT_ON_STREAM)
         if subscription.topic.window_opened_at is None and not subscription.is_current:
             self._make_due(subscription, now)
 
     def _end(self, subscription: Subscription, reason: Input) -> None:
-        _step(subscription, reason)
+        step(subscription, reason)
         self._register.remove(subscription)
         self._ledger.ended(subscription)
         name = reason.name.lower()
         setattr(self.counters, name, getattr(self.counters, name) + 1)
-
-
-def _step(subscription: Subscription, happening: Input) -> None:
-    """Follow the table; a missing row is a fault of ours, since peers' messages are judged before."""
-    subscription.state = TRANSITIONS[subscription.state, happening]
 
 
 def _event_id(subscription: Subscription, unix: int) -> int:

@@ -15,7 +15,7 @@ import sys
 from array import array
 from typing import Any, Final, Self
 
-from server.fastpath import WHOLE_COOKIE
+from server.fast_wire import WHOLE_COOKIE
 from server.metrics import Metrics
 from server.peer import Peer
 from server.response_limit import V4_MASK, V6_MASK, V6_TAG

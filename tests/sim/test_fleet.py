@@ -3,7 +3,6 @@
 `make sim SEEDS=200` runs many at full size; `HOMING_FLEET_SEEDS=20 pytest tests/sim/test_fleet.py` some at this one.
 """
 
-import asyncio
 import os
 import re
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from server.zone.model import RowKey
 from server.zone.node import RRset
 from tests.sim.fleet import life
 from tests.sim.fleet.truth import Truth
+from tests.sim.world import acknowledge_first
 
 SEEDS = int(os.environ.get("HOMING_FLEET_SEEDS", "2"))
 HOSTS = 60
@@ -78,15 +78,6 @@ async def _keep_nothing(survival: Survival, reader: Any, saved: Subscriptions) -
 _live_records = RRset.live
 
 
-async def _acknowledge_first(writer: Any, pending: Any) -> None:
-    batch = writer._draft(pending)
-    commits = writer._commits(batch)
-    writer._publish(batch)
-    await asyncio.sleep(10)
-    if commits:
-        await writer._store.commit(commits)
-
-
 MUTATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "events are not sent again": ({"server.push.llq_machine.LlqMachine._retry_due": _nothing}, "view of Question"),
     "what changes behind an event is lost": (
@@ -113,7 +104,7 @@ MUTATIONS: dict[str, tuple[dict[str, Any], str]] = {
         "told of .* which lapsed",
     ),
     "ready answers are kept for ever": (
-        {"server.fastpath._Generation.drop_name": _nothing, "server.fastpath._Generation.drop_ended": _nothing},
+        {"server.ready_answers.Generation.drop_name": _nothing, "server.ready_answers.Generation.drop_ended": _nothing},
         "told of .* which lapsed",
     ),
     "leases end too soon": (
@@ -121,7 +112,7 @@ MUTATIONS: dict[str, tuple[dict[str, Any], str]] = {
         "lost (RR|RowKey)",
     ),
     "updates are acknowledged before they are written": (
-        {"server.writer.Writer.step": _acknowledge_first},
+        {"server.writer.Writer.step": acknowledge_first},
         "lost (RR|RowKey)",
     ),
 }

@@ -17,7 +17,7 @@ from server.push.events import make_plan
 from server.zone.node import RRset
 from tests.sim import checks, internet
 from tests.sim.trouble import CALM, PERFECT, Storm
-from tests.sim.world import inhabited
+from tests.sim.world import acknowledge_first, inhabited
 
 FIRST_SEED = int(os.environ.get("HOMING_SIM_FIRST", "1"))
 SEEDS = int(os.environ.get("HOMING_SIM_SEEDS", "10"))
@@ -115,16 +115,6 @@ def _nothing(*_: Any, **__: Any) -> None:
 _live_records = RRset.live
 
 
-async def _acknowledge_first(writer: Any, pending: Any) -> None:
-    batch = await writer._draft(pending)
-    commits = writer._commits(batch)
-    writer._publish(batch)
-    await writer._reply(batch)
-    await asyncio.sleep(10)
-    if commits:
-        await writer._store.commit(commits)
-
-
 MUTATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "events are not sent again": (
         {"server.push.llq_machine.LlqMachine._retry_due": _nothing},
@@ -147,7 +137,7 @@ MUTATIONS: dict[str, tuple[dict[str, Any], str]] = {
         "told of .* which lapsed",
     ),
     "ready answers are kept for ever": (
-        {"server.fastpath._Generation.drop_name": _nothing, "server.fastpath._Generation.drop_ended": _nothing},
+        {"server.ready_answers.Generation.drop_name": _nothing, "server.ready_answers.Generation.drop_ended": _nothing},
         "told of .* which lapsed",
     ),
     "leases end too soon": (
@@ -155,7 +145,7 @@ MUTATIONS: dict[str, tuple[dict[str, Any], str]] = {
         "lost RowKey",
     ),
     "updates are acknowledged before they are written": (
-        {"server.writer.Writer.step": _acknowledge_first},
+        {"server.writer.Writer.step": acknowledge_first},
         "lost RowKey",
     ),
     "serials stand still": (

@@ -6,7 +6,7 @@ import pytest
 
 from protocol.constants import EdnsOption
 from protocol.edns import LlqOption, Opt
-from server import fastpath
+from server import fastpath, ready_answers
 from server.fastpath import FastPath
 from tests.support.builders import (
     ADMIN,
@@ -202,7 +202,7 @@ def test_a_label_type_is_no_length(core: FastCore) -> None:
 
 
 def test_a_flood_of_new_names_pushes_nothing_out(core: FastCore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fastpath, "MAX_READY", 10)
+    monkeypatch.setattr(ready_answers, "MAX_READY", 10)
     monkeypatch.setattr(fastpath, "MAX_SEEN", 100)
     assert core.ways(MAC) == COMPUTED
     for number in range(1000):
@@ -214,7 +214,7 @@ def test_a_flood_of_new_names_pushes_nothing_out(core: FastCore, monkeypatch: py
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[FastCore]:
-    monkeypatch.setattr(fastpath, "MAX_READY", 10)
+    monkeypatch.setattr(ready_answers, "MAX_READY", 10)
     yield FastCore()
 
 
@@ -231,7 +231,7 @@ def test_what_is_asked_for_survives_those_that_were_asked_twice(small: FastCore)
 
 
 def test_octets_are_bounded_too(core: FastCore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fastpath, "MAX_READY_OCTETS", 2000)
+    monkeypatch.setattr(ready_answers, "MAX_READY_OCTETS", 2000)
     for number in range(100):
         core.ways(f"n{number}.members.example.")
         assert core.metrics.requests.ready_octets < 2 * (2000 + 200)
@@ -240,7 +240,7 @@ def test_octets_are_bounded_too(core: FastCore, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_change_drops_a_bounded_number(core: FastCore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fastpath, "MAX_PER_NAME", 5)
+    monkeypatch.setattr(ready_answers, "MAX_PER_NAME", 5)
     for number in range(20):
         assert core.ways(f"n{number}.members.example.")[-1] == ("ready" if number < 5 else "computed")
     assert len(core) == 5

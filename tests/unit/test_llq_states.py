@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from server.push.limits import Counters
-from server.push.llq_machine import TRANSITIONS, Input, diagram
+from server.push.llq_states import TRANSITIONS, Input, diagram
 from server.push.subscriptions import State
 
 PAGE = Path(__file__).parents[2] / "docs" / "llq.md"
