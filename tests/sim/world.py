@@ -475,7 +475,7 @@ def in_place_of_the_real(world: World) -> Iterator[None]:
         ("gateway.lan.Listener", lambda place, receive, *_, **__: SimulatedListener(world.internet, place, receive)),
         ("gateway.app.InterfaceWatch", NoInterfaces),
         ("server.app.Server._listen_control", nothing),  # sockets of the real machine
-        ("gateway.app.StateFile", lambda path: DiskFile(world.disk, path)),
+        ("gateway.saving.StateFile", lambda path: DiskFile(world.disk, path)),
         ("client_stub.clock.unix_seconds", world.clock.unix),
         ("client_stub.nat.announcement_socket", lambda group, interface: Group(str(interface), group[1])),
         ("client_stub.agent.client_context", lambda _: None),
