@@ -132,6 +132,37 @@ def test_waits_double_around_three_seconds(seed: int) -> None:
     assert wire.said == [NatState(NatKind.PUBLIC, reason="no answer")]
 
 
+@pytest.mark.rfc("6887", "8.1.1")
+def test_no_wait_is_longer_than_1024_seconds() -> None:
+    wire = Wire(tries=14)
+    wire.is_lost = lambda: True
+    wire.start().run(20_000)
+    gaps = [after - before for before, after in itertools.pairwise(wire.sent[:14])]
+    assert 900 < max(gaps) <= 1024 * 1.1 and all(gap > 900 for gap in gaps[-4:])
+
+
+@pytest.mark.rfc("6887", "8.1.1")
+@pytest.mark.rfc("6887", "11.2.1")
+@pytest.mark.rfc("6887", "11.4")
+def test_a_renewal_asks_for_what_it_has_under_the_same_nonce() -> None:
+    wire = Wire(lifetime=3600)
+    asked: list[pcp.MapBody] = []
+
+    def listen(datagram: bytes) -> None:
+        request = pcp.decode_request(datagram)
+        assert isinstance(request, pcp.Request) and request.body is not None
+        asked.append(request.body)
+        Wire.serve(wire, datagram)
+
+    wire.serve = listen  # type: ignore[method-assign]
+    wire.start().run(8000)
+    (state,) = wire.said
+    assert isinstance(state, NatState) and state.port and len(asked) > 2
+    assert (asked[0].external_port, asked[0].external_address) == (0, IPv4Address("0.0.0.0"))
+    assert {(body.external_port, str(body.external_address)) for body in asked[1:]} == {(state.port, OUTSIDE)}
+    assert {body.nonce for body in asked} == {NONCE}
+
+
 @pytest.mark.rfc("6887", "11.2.1")
 def test_renewals_come_closer_until_the_lapse() -> None:
     wire = Wire(lifetime=3600).start()

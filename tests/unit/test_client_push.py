@@ -210,6 +210,7 @@ def test_unsubscribing_frees_the_servers_side() -> None:
 
 @pytest.mark.rfc("8490", "5.1")
 @pytest.mark.rfc("8490", "5")
+@pytest.mark.rfc("8490", "6.1")
 @pytest.mark.parametrize("is_back", [False, True])
 def test_before_the_first_answer_nothing_is_unsubscribed(is_back: bool) -> None:
     """It is made good as soon as the session stands, or not at all for what is watched again by then."""

@@ -337,8 +337,10 @@ def test_tls_from_end_to_end(contexts: tuple[ssl.SSLContext, ssl.SSLContext]) ->
         assert client.pipe.connection.tls() == ("TLSv1.3", "dot")
         client.object.write(framed(b"one", b"two"))
         client.flush()
+        writes = len(client.pipe.writes)
         house.asked[1][1](b"x" * 60_000)
         house.asked[0][1](b"ONE")
+        assert len(client.pipe.writes) == writes + 2, "length and message in one"
         got = b""
         while len(got) < 60_002 + 5:
             got += client.read()
