@@ -358,8 +358,8 @@ class StreamConnection(asyncio.Protocol):
                 return
             if not self.is_idle() and self._is_open():
                 more = self._server.limits.idle_seconds
-            if more <= 0 and not self._is_open():
-                self.drop("handshake")
+            if more <= 0 and (not self._is_open() or self._transport.get_write_buffer_size()):
+                self.drop("idle" if self._is_open() else "handshake")  # an orderly end is for who reads
                 return
             if more <= 0:
                 self._server.metrics.streams_dropped.labels("idle").inc()

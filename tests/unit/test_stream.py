@@ -254,6 +254,17 @@ def test_a_peer_that_leaves_too_much_unread_is_cut_off() -> None:
     in_time(scenario)
 
 
+def test_who_is_idle_and_has_not_read_its_answers_is_dropped_at_once() -> None:
+    async def scenario() -> None:
+        house = House()
+        pipe = house.connect()
+        pipe.unread = 1
+        await asyncio.sleep(15.1)
+        assert pipe.ended == "abort" and house.dropped("idle") == 1
+
+    in_time(scenario)
+
+
 def test_limits_of_numbers() -> None:
     async def scenario() -> None:
         house = House()
