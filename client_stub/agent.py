@@ -32,8 +32,9 @@ from client_stub.identity import (
 )
 from client_stub.interfaces import default_gateway, mac_of, primary_address
 from client_stub.llq_client import LlqClient, LlqSettings, StateChanged
+from client_stub.mapping_core import NatKind, NatState
 from client_stub.nat import NatDriver
-from client_stub.natpmp_client import NatKind, NatPmpClient, NatSettings, NatState
+from client_stub.natpmp_client import NatPmpClient, NatSettings
 from client_stub.probe import Endpoint, Prober, ProbeSettings, ReachabilityChanged, SendTo
 from client_stub.publisher import Publisher, PublisherSettings
 from client_stub.resolver import Resolver

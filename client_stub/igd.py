@@ -35,8 +35,7 @@ from client_stub.igd_client import (
     read_search_answer,
     search,
 )
-from client_stub.natpmp_client import NatKind, NatState
-from protocol.addresses import is_behind_a_nat
+from client_stub.mapping_core import NatKind, NatState
 from protocol.natpmp import NO_ADDRESS
 
 HTTP_SECONDS: Final = 5.0
@@ -168,9 +167,7 @@ class IgdDriver:
         renew_at = None if self._lapse_at is None else self._lapse_at - self._lease / 2
         if not self._mapped or (renew_at is not None and now >= renew_at) or not await self._is_there(service):
             await self._map(service)
-        kind = NatKind.NAT_BEHIND_NAT if is_behind_a_nat(address) else NatKind.MAPPED
-        reason = "the gateway's external address is itself private" if kind is NatKind.NAT_BEHIND_NAT else ""
-        self._become(NatState(kind, address, self._port, reason))
+        self._become(NatState.mapped(address, self._port))
         return LOOK_SECONDS if self._lapse_at is None else min(LOOK_SECONDS, self._lease / 2)
 
     async def _map(self, service: Service) -> None:

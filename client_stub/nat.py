@@ -12,7 +12,7 @@ from typing import Protocol
 import structlog
 
 from client_stub import clock
-from client_stub.natpmp_client import Changed, Closed, Effect, NatState, Send
+from client_stub.mapping_core import Changed, Closed, Effect, NatState, Send
 
 log = structlog.get_logger(__name__)
 

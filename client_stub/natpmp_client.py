@@ -13,12 +13,10 @@ from collections import deque
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address
-from typing import Final
 
-from protocol.addresses import is_behind_a_nat
+from client_stub.mapping_core import DELETE_TRIES, MAPPED_KINDS, Closed, MappingCore, NatKind, NatState, Send
 from protocol.errors import DecodeError
 from protocol.natpmp import (
-    NO_ADDRESS,
     AddressRequest,
     AddressResponse,
     EpochWatch,
@@ -30,8 +28,6 @@ from protocol.natpmp import (
     UnsupportedOpcodeResponse,
     decode_response,
 )
-
-DELETE_TRIES: Final = 3  # a lapse follows anyway (RFC 6886 §3.4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,82 +48,23 @@ class NatSettings:
     public_recheck: float = 900.0
 
 
-class NatKind(Enum):
-    SEARCHING = "searching"
-    MAPPED = "mapped"
-    PUBLIC = "public"
-    NAT_BEHIND_NAT = "nat behind nat"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class NatState:
-    """What is known. Address and port mean something only for MAPPED and NAT_BEHIND_NAT."""
-
-    kind: NatKind
-    address: IPv4Address = NO_ADDRESS
-    port: int = 0
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """One datagram for the gateway."""
-
-    datagram: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Changed:
-    """The state is now another one, or was confirmed again after the gateway had lost it."""
-
-    state: NatState
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """Deletion is answered or given up."""
-
-
-Effect = Send | Changed | Closed
-
-
 class _Step(Enum):
     ADDRESS = 0
     MAP = 1
     DELETE = 2
 
 
-class NatPmpClient:
+class NatPmpClient(MappingCore):
     """One mapping at one gateway. Feed every packet of the gateway, responses and announcements alike."""
 
     def __init__(self, gateway: IPv4Address, settings: NatSettings, rng: random.Random) -> None:
+        super().__init__(rng, settings.suggested_port)
         self._gateway = gateway
         self._settings = settings
-        self._rng = rng
-        self._effects: list[Effect] = []
         self._epochs = EpochWatch()
         self._queue: deque[_Step] = deque()
         self._step: _Step | None = None
-        self._sent = 0
-        self._retry_at = 0.0
-        self._begin_at: float | None = None
         self._renew_at: float | None = None
-        self._lapse_at: float | None = None
-        self._address = NO_ADDRESS
-        self._port = settings.suggested_port
-        self._answered = False
-        self._tell_again = False
-        self._closing = False
-        self.state = NatState(NatKind.SEARCHING)
-
-    @property
-    def lapses_at(self) -> float | None:
-        """When the mapping ends unless renewed."""
-        return self._lapse_at
-
-    def start(self, *, now: float) -> None:
-        self._begin(now)
 
     def receive(self, datagram: bytes, source: IPv4Address, *, now: float) -> None:
         """Take a packet from the gateway; anything else, or from anyone else, is dropped."""
@@ -183,7 +120,7 @@ class NatPmpClient:
     def handle_deadline(self, *, now: float) -> None:
         if self._lapse_at is not None and now >= self._lapse_at:
             self._lapse_at = self._renew_at = None
-            if self.state.kind in (NatKind.MAPPED, NatKind.NAT_BEHIND_NAT):
+            if self.state.kind in MAPPED_KINDS:
                 self._become(NatState(NatKind.SEARCHING, reason="the mapping lapsed"))
             if self._step is None and self._begin_at is None:
                 self._begin(now)
@@ -197,10 +134,6 @@ class NatPmpClient:
                 self._transmit(now)
             else:
                 self._unanswered(now)
-
-    def take_effects(self) -> list[Effect]:
-        effects, self._effects = self._effects, []
-        return effects
 
     # The sequence
 
@@ -260,7 +193,7 @@ class NatPmpClient:
 
     def _announced(self, response: AddressResponse, now: float) -> None:
         """An announcement, or a late copy of an answer: they cannot be told apart and mean the same."""
-        is_mapped = self.state.kind in (NatKind.MAPPED, NatKind.NAT_BEHIND_NAT)
+        is_mapped = self.state.kind in MAPPED_KINDS
         if self._closing or (is_mapped and self._begin_at is not None):
             return  # a remap after a lost epoch is already waiting
         if response.result != ResultCode.SUCCESS:
@@ -293,11 +226,7 @@ class NatPmpClient:
         self._lapse_at = now + response.lifetime
         self._renew_at = now + response.lifetime / 2
         self._next_step(now)
-        if is_behind_a_nat(self._address):
-            reason = "the gateway's external address is itself private"
-            self._become(NatState(NatKind.NAT_BEHIND_NAT, self._address, self._port, reason))
-        else:
-            self._become(NatState(NatKind.MAPPED, self._address, self._port))
+        self._become(NatState.mapped(self._address, self._port))
 
     def _refused(self, result: int, now: float) -> None:
         self._answered = True
@@ -309,8 +238,7 @@ class NatPmpClient:
         self._queue.clear()
         self._renew_at = None
         self._begin_at = now + self._settings.failure_retry
-        name = ResultCode(result).name.lower().replace("_", " ") if result in set(ResultCode) else f"result {result}"
-        self._become(NatState(NatKind.FAILED, reason=f"the gateway says: {name}"))
+        self._become(NatState.refused(result, ResultCode))
 
     def _state_was_lost(self, now: float) -> None:
         if self._closing:
@@ -320,10 +248,3 @@ class NatPmpClient:
         self._renew_at = None
         self._tell_again = True
         self._begin_at = now + self._rng.uniform(self._settings.loss_delay_min, self._settings.loss_delay_max)
-
-    def _become(self, state: NatState) -> None:
-        confirmed = self._tell_again and state.kind in (NatKind.MAPPED, NatKind.NAT_BEHIND_NAT)
-        if state != self.state or confirmed:
-            self._tell_again = self._tell_again and not confirmed
-            self.state = state
-            self._effects.append(Changed(state))

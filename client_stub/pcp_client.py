@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final
 
-from client_stub.natpmp_client import DELETE_TRIES, Changed, Closed, Effect, NatKind, NatState, Send
+from client_stub.mapping_core import DELETE_TRIES, Closed, MappingCore, NatKind, NatState, Send
 from protocol import natpmp
-from protocol.addresses import is_behind_a_nat
 from protocol.errors import DecodeError
 from protocol.pcp import (
     NO_IPV4,
@@ -52,44 +51,24 @@ class PcpSettings:
     public_recheck: float = 900.0
 
 
-class PcpClient:
+class PcpClient(MappingCore):
     """One mapping at one server. Feed every packet of the server, responses and announcements alike."""
 
     def __init__(
         self, server: IPv4Address, source: IPv4Address, settings: PcpSettings, rng: random.Random, nonce: bytes
     ) -> None:
         """`source` is the address that requests leave from. The nonce has 12 random octets (RFC 6887 §11.2)."""
+        super().__init__(rng, settings.suggested_port)
         self._server = server
         self._source = source
         self._settings = settings
-        self._rng = rng
         self._nonce = nonce
-        self._effects: list[Effect] = []
         self._epochs = EpochWatch()
         self._asking = False
-        self._closing = False
-        self._sent = 0
         self._wait = 0.0
-        self._retry_at = 0.0
-        self._begin_at: float | None = None
-        self._lapse_at: float | None = None
         self._renewals = 0
         self._granted_at = 0.0
         self._granted = 0.0
-        self._answered = False
-        self._tell_again = False
-        self._port = settings.suggested_port
-        self._address = NO_IPV4
-        self.state = NatState(NatKind.SEARCHING)
-
-    @property
-    def lapses_at(self) -> float | None:
-        """When the mapping ends unless renewed."""
-        return self._lapse_at
-
-    def start(self, *, now: float) -> None:
-        """Ask for the mapping."""
-        self._begin(now)
 
     def receive(self, datagram: bytes, source: IPv4Address, *, now: float) -> None:
         """Take a packet from the server; anything else, or from anyone else, is dropped (RFC 6887 §8.3)."""
@@ -155,10 +134,6 @@ class PcpClient:
             else:
                 self._transmit(now)
 
-    def take_effects(self) -> list[Effect]:
-        effects, self._effects = self._effects, []
-        return effects
-
     # -- asking ----------------------------------------------------------------------------------------------------
 
     def _begin(self, now: float) -> None:
@@ -213,11 +188,7 @@ class PcpClient:
         self._lapse_at = now + self._granted
         self._renewals = 0
         self._plan_renewal(now)
-        if is_behind_a_nat(self._address):
-            reason = "the gateway's external address is itself private"
-            self._become(NatState(NatKind.NAT_BEHIND_NAT, self._address, self._port, reason))
-        else:
-            self._become(NatState(NatKind.MAPPED, self._address, self._port))
+        self._become(NatState.mapped(self._address, self._port))
 
     def _plan_renewal(self, now: float) -> None:
         """At a random point from 1/2 to 5/8 of the lifetime, then from 3/4 on, from 7/8 on ... (RFC 6887 §11.2.1)."""
@@ -228,11 +199,9 @@ class PcpClient:
 
     def _refused(self, response: Response, now: float) -> None:
         self._asking = False
-        code = response.result
-        name = ResultCode(code).name.lower().replace("_", " ") if code in set(ResultCode) else f"result {code}"
         self._begin_at = now + min(max(response.lifetime, SHORTEST_ERROR), LONGEST_ERROR)
         self._lapse_at = None
-        self._become(NatState(NatKind.FAILED, reason=f"the gateway says: {name}"))
+        self._become(NatState.refused(response.result, ResultCode))
 
     def _natpmp_only(self, datagram: bytes, now: float) -> None:
         """Version 0 with result 1 is how a NAT-PMP gateway refuses (RFC 6887 §9)."""
@@ -260,10 +229,3 @@ class PcpClient:
     def _closed(self) -> None:
         self._asking = False
         self._effects.append(Closed())
-
-    def _become(self, state: NatState) -> None:
-        is_mapped = state.kind in (NatKind.MAPPED, NatKind.NAT_BEHIND_NAT)
-        if state != self.state or (self._tell_again and is_mapped):
-            self._tell_again = self._tell_again and not is_mapped
-            self.state = state
-            self._effects.append(Changed(state))

@@ -12,8 +12,9 @@ from ipaddress import IPv4Address
 from typing import Protocol
 
 from client_stub.igd import IgdDriver
+from client_stub.mapping_core import NatKind, NatState
 from client_stub.nat import NatDriver
-from client_stub.natpmp_client import NatKind, NatPmpClient, NatSettings, NatState
+from client_stub.natpmp_client import NatPmpClient, NatSettings
 from client_stub.pcp_client import PcpClient, PcpSettings
 from protocol import natpmp
 

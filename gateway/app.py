@@ -416,8 +416,7 @@ class Gateway:
                     self._table.discard(changed.mapping.key)
             answers = [Answer(answer.ticket, Verdict.NO_RESOURCES) for answer in answers]
             self._wake.set()
-        for answer in answers:
-            self._send_answer(answer)
+        self._send_answers(answers)
         for address in addresses:
             self._teller.address_changed(address)
         if changes:
@@ -465,22 +464,24 @@ class Gateway:
             return False
         return True
 
-    def _send_answer(self, answer: Answer) -> None:
-        ticket = answer.ticket
-        if isinstance(ticket, OperatorTicket):
-            ticket.resolve(answer)
-            return
-        if isinstance(ticket, asyncio.Future):
-            if not ticket.done():
-                ticket.set_result(answer)
-            return
-        if ticket is None:
-            return
-        assert isinstance(ticket, MapTicket | PcpTicket)
+    def _send_answers(self, answers: list[Answer]) -> None:
         now = self._system.monotonic()
-        epoch = self._table.strict_epoch(now) if isinstance(ticket, PcpTicket) else self._table.epoch(now)
-        datagram = ticket.reply(answer, epoch)
-        self._lan.send(ticket.peer.listener, datagram, (ticket.peer.host, ticket.peer.port))
+        epoch, strict_epoch = self._table.epoch(now), self._table.strict_epoch(now)
+        for answer in answers:
+            match answer.ticket:
+                case MapTicket(peer) as ticket:
+                    self._lan.send(peer.listener, ticket.reply(answer, epoch), (peer.host, peer.port))
+                case PcpTicket(peer) as ticket:
+                    self._lan.send(peer.listener, ticket.reply(answer, strict_epoch), (peer.host, peer.port))
+                case OperatorTicket() as ticket:
+                    ticket.resolve(answer)
+                case asyncio.Future() as future:
+                    if not future.done():
+                        future.set_result(answer)
+                case None:
+                    """Nobody waits."""
+                case other:
+                    raise TypeError(f"no such ticket: {other!r}")
 
     def _announce(self) -> None:
         now = self._system.monotonic()

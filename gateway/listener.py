@@ -77,7 +77,7 @@ class Listener:
     def send(self, datagram: bytes, endpoint: tuple[str, int]) -> None:
         """Send one datagram; what cannot be sent now is lost, the client asks again."""
         try:
-            self._socket.sendto(datagram, _socket_address(endpoint))
+            self._socket.sendto(datagram, _socket_address(endpoint) if self.is_ipv6 else endpoint)
         except OSError:
             self._counters["unsent"] += 1
 

@@ -7,9 +7,8 @@ datagrams came in on the internal side: nothing here could tell.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from ipaddress import IPv4Address
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from protocol.errors import DecodeError
 from protocol.natpmp import (
@@ -32,7 +31,7 @@ from .mappings import Answer, Key, MappingTable, Origin, Transport, Verdict
 
 PCP_VERSION = 2
 
-_TRANSPORTS = {Opcode.MAP_UDP: Transport.UDP, Opcode.MAP_TCP: Transport.TCP}
+_TRANSPORTS = {int(Opcode.MAP_UDP): Transport.UDP, int(Opcode.MAP_TCP): Transport.TCP}
 _RESULTS = {
     Verdict.DONE: ResultCode.SUCCESS,
     Verdict.NOT_PERMITTED: ResultCode.NOT_AUTHORIZED,
@@ -43,8 +42,7 @@ _RESULTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(NamedTuple):
     """Where a request came from, and by which of the gateway's listeners."""
 
     listener: int
@@ -52,8 +50,7 @@ class Peer:
     port: int
 
 
-@dataclass(frozen=True, slots=True)
-class MapTicket:
+class MapTicket(NamedTuple):
     """A map request on its way through the table."""
 
     peer: Peer
@@ -88,23 +85,24 @@ class NatPmpFrontEnd:
         except DecodeError:
             self.counters["malformed"] += 1
             return None
-        epoch = self._table.epoch(now)
         match request:
+            case MapRequest():
+                self.counters["map"] += 1
+                return self._map(request, peer, draw, now)
             case AddressRequest():
                 self.counters["address"] += 1
                 return self.address_datagram(now=now)
-            case MapRequest():
-                self.counters["map"] += 1
-                return self._map(request, peer, epoch, draw, now)
             case ForeignVersionRequest():
                 self.counters["foreign version"] += 1
                 # The figure of RFC 6886 §3.5 has opcode 0. A PCP client drops what lacks the response bit
                 # (RFC 6887 §8.3), so it gets its own opcode back with that bit and falls back at once.
                 opcode = RESPONSE_BIT | request.opcode if request.version == PCP_VERSION else 0
-                return ErrorResponse(opcode=opcode, result=ResultCode.UNSUPPORTED_VERSION, epoch=epoch).encode()
+                return ErrorResponse(
+                    opcode=opcode, result=ResultCode.UNSUPPORTED_VERSION, epoch=self._table.epoch(now)
+                ).encode()
             case UnknownOpcodeRequest():
                 self.counters["unknown opcode"] += 1
-                return refuse_opcode(request, epoch).encode()
+                return refuse_opcode(request, self._table.epoch(now)).encode()
             case _:
                 assert_never(request)
 
@@ -117,13 +115,13 @@ class NatPmpFrontEnd:
             address=NO_ADDRESS if address is None else IPv4Address(address),
         ).encode()
 
-    def _map(self, request: MapRequest, peer: Peer, epoch: int, draw: int, now: float) -> bytes | None:
+    def _map(self, request: MapRequest, peer: Peer, draw: int, now: float) -> bytes | None:
         ticket = MapTicket(peer, request)
         transport = _TRANSPORTS[request.opcode]
         if request.internal_port == 0:
             # All three zero deletes everything (RFC 6886 §3.4); what another port 0 should mean is not defined.
             if request.lifetime or request.suggested_port:
-                return ticket.reply(Answer(ticket, Verdict.NOT_PERMITTED), epoch)
+                return ticket.reply(Answer(ticket, Verdict.NOT_PERMITTED), self._table.epoch(now))
             self._table.delete_all(transport, peer.host, ticket=ticket, now=now)
             return None
         key = Key(transport, peer.host, request.internal_port)

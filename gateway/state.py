@@ -236,6 +236,8 @@ def _keep_private(path: Path) -> None:
             os.close(descriptor)
 
 
+_ORIGINS = {origin: origin.value for origin in Origin}
+"""As plain text: SQLite would look for an adapter each time."""
 _Row = tuple[int, str, int, int, str, float | None, bytes | None, str, str]
 
 
@@ -245,13 +247,15 @@ def _rows(mappings: Iterable[Mapping], *, now: float, unix: float) -> Iterable[_
             continue
         transport, host, port = mapping.key
         expires_at = None if mapping.expires_at is None else unix + (mapping.expires_at - now)
-        filters = " ".join(f"{network}@{remote_port}" for network, remote_port in mapping.filters)
+        filters = ""
+        if mapping.filters:
+            filters = " ".join(f"{network}@{remote_port}" for network, remote_port in mapping.filters)
         yield (
             int(transport),
             host,
             port,
             mapping.external_port,
-            mapping.origin.value,
+            _ORIGINS[mapping.origin],
             expires_at,
             mapping.nonce,
             filters,

@@ -17,8 +17,8 @@ from homing.logs import configure_logging
 from homing.running import SIGNALS, OperationError, loop_factory
 
 if TYPE_CHECKING:
+    from client_stub.mapping_core import NatState
     from client_stub.natcheck import Offer, Report
-    from client_stub.natpmp_client import NatState
     from client_stub.portmap import Place, PortMapper
 
 LONGEST_LIFETIME: Final = 604800
@@ -167,7 +167,7 @@ def _no_mapping(mapper: "PortMapper") -> str:
 
 
 def _state_values(mapper: "PortMapper", state: "NatState", port: int, transport: str) -> dict[str, Any]:
-    from client_stub.natpmp_client import NatKind
+    from client_stub.mapping_core import NatKind
     from client_stub.portmap import is_mapped
 
     there = is_mapped(state)

@@ -38,6 +38,9 @@ class Opcode(IntEnum):
     MAP_TCP = 2
 
 
+_MAP_OPCODES = {int(opcode): opcode for opcode in (Opcode.MAP_UDP, Opcode.MAP_TCP)}
+
+
 class ResultCode(IntEnum):
     """RFC 6886 §3.5. Clients treat any other number as fatal for the request."""
 
@@ -176,14 +179,13 @@ def decode_request(octets: bytes) -> Request:
         return ForeignVersionRequest(version, opcode)
     if opcode == Opcode.ADDRESS:
         return AddressRequest()
-    if opcode not in (Opcode.MAP_UDP, Opcode.MAP_TCP):
+    asked = _MAP_OPCODES.get(opcode)
+    if asked is None:
         return UnknownOpcodeRequest(bytes(octets))
     if len(octets) < _MAP_REQUEST.size:
         raise DecodeError("map request cut short", len(octets))
     _, _, _, internal_port, suggested_port, lifetime = _MAP_REQUEST.unpack_from(octets)
-    return MapRequest(
-        opcode=Opcode(opcode), internal_port=internal_port, suggested_port=suggested_port, lifetime=lifetime
-    )
+    return MapRequest(opcode=asked, internal_port=internal_port, suggested_port=suggested_port, lifetime=lifetime)
 
 
 def decode_response(octets: bytes) -> Response:

@@ -10,7 +10,7 @@ import functools
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -78,14 +78,8 @@ class End(IntEnum):
     RECEIVER = 2
 
 
-class Pattern(NamedTuple):
-    """Matches every IPv4 conntrack entry with this endpoint at one end of one way."""
-
-    way: Way
-    end: End
-    transport: int
-    address: str
-    port: int
+Endpoint = tuple[str, int, int]
+"""Address, transport and port."""
 
 
 class ElementChange(NamedTuple):
@@ -160,17 +154,19 @@ class Netfilter:
                         raise NetfilterError(failure, os.strerror(failure))
                     return
 
-    def drop_flows(self, patterns: Iterable[Pattern]) -> int:
-        """Delete the conntrack entries that match any pattern; gives their number. Raises OSError."""
-        wanted = set(patterns)
-        if not wanted:
+    def drop_flows(self, receivers: Set[Endpoint], senders: Set[Endpoint]) -> int:
+        """Delete the IPv4 conntrack entries of flows that one of these received, either way, or began to send.
+
+        Gives their number. Raises OSError.
+        """
+        patterns = [(way, End.RECEIVER, endpoint) for endpoint in receivers for way in Way]
+        patterns += [(Way.ORIGINAL, End.SENDER, endpoint) for endpoint in senders]
+        if not patterns:
             return 0
         found: dict[bytes, None] = {}
-        if len(wanted) <= _FILTERED_DUMPS:
-            for pattern in wanted:
-                found.update(dict.fromkeys(self._find(_filter(pattern), {pattern})))
-        else:
-            found.update(dict.fromkeys(self._find(b"", wanted)))
+        criteria = [_filter(*pattern) for pattern in patterns] if len(patterns) <= _FILTERED_DUMPS else [b""]
+        for each in criteria:
+            found.update(dict.fromkeys(self._find(each, receivers, senders)))
         dropped = 0
         for entry in found:
             try:
@@ -181,11 +177,13 @@ class Netfilter:
                     raise
         return dropped
 
-    def _find(self, criteria: bytes, wanted: set[Pattern]) -> Iterator[bytes]:
+    def _find(self, criteria: bytes, receivers: Set[Endpoint], senders: Set[Endpoint]) -> Iterator[bytes]:
         """What names each matching entry in a deletion. A kernel that ignores the criteria gives more to look at."""
         for _, body in self._ask(_CONNTRACK_GET, socket.AF_INET, netlink.REQUEST | netlink.DUMP, criteria):
             attributes = dict(netlink.attributes(body))
-            if any(not wanted.isdisjoint(_ends(way, attributes.get(way, b""))) for way in Way):
+            sender, receiver = _ends(attributes.get(_TUPLE_ORIGINAL, b""))
+            _, answered = _ends(attributes.get(_TUPLE_REPLY, b""))
+            if receiver in receivers or answered in receivers or sender in senders:
                 name = netlink.attribute(netlink.NESTED | _TUPLE_ORIGINAL, attributes[_TUPLE_ORIGINAL])
                 for kind in (_CONNTRACK_ID, _ZONE):
                     if kind in attributes:
@@ -296,27 +294,28 @@ def _mapped_layout(key_size: int, data_size: int) -> Callable[[bytes, bytes], by
     return lambda key, data: pack(*before_key, key, *before_data, data)
 
 
-def _filter(pattern: Pattern) -> bytes:
-    """The pattern for a dump: the endpoint as a partial tuple, and which parts of the tuple count (Linux 5.8)."""
-    address = netlink.attribute(
-        netlink.NESTED | _TUPLE_IP, netlink.attribute(pattern.end, socket.inet_aton(pattern.address))
-    )
-    protocol = netlink.attribute(_PROTOCOL_NUMBER, bytes([pattern.transport]))
-    protocol += netlink.attribute(pattern.end + 1, struct.pack(">H", pattern.port))
-    count = _FILTER_PROTOCOL_NUMBER | 1 << (pattern.end - 1) | 1 << (pattern.end + 3)
+def _filter(way: Way, end: End, endpoint: Endpoint) -> bytes:
+    """For a dump: the endpoint as a partial tuple, and which parts of the tuple count (Linux 5.8)."""
+    host, transport, port = endpoint
+    address = netlink.attribute(netlink.NESTED | _TUPLE_IP, netlink.attribute(end, socket.inet_aton(host)))
+    protocol = netlink.attribute(_PROTOCOL_NUMBER, bytes([transport]))
+    protocol += netlink.attribute(end + 1, struct.pack(">H", port))
+    count = _FILTER_PROTOCOL_NUMBER | 1 << (end - 1) | 1 << (end + 3)
     return netlink.attribute(
-        netlink.NESTED | pattern.way, address + netlink.attribute(netlink.NESTED | _TUPLE_PROTOCOL, protocol)
-    ) + netlink.attribute(netlink.NESTED | _FILTER, netlink.attribute(pattern.way, struct.pack("=I", count)))
+        netlink.NESTED | way, address + netlink.attribute(netlink.NESTED | _TUPLE_PROTOCOL, protocol)
+    ) + netlink.attribute(netlink.NESTED | _FILTER, netlink.attribute(way, struct.pack("=I", count)))
 
 
-def _ends(way: Way, octets: bytes) -> set[Pattern]:
-    """Both endpoints of a tuple as patterns; empty for what has no ports."""
+def _ends(octets: bytes) -> tuple[Endpoint | None, Endpoint | None]:
+    """Sender and receiver of a tuple; none for what has no ports."""
     parts = dict(netlink.attributes(octets))
     addresses = dict(netlink.attributes(parts.get(_TUPLE_IP, b"")))
     protocol = dict(netlink.attributes(parts.get(_TUPLE_PROTOCOL, b"")))
     number = protocol.get(_PROTOCOL_NUMBER, b"\0")[0]
-    return {
-        Pattern(way, end, number, socket.inet_ntoa(addresses[end]), int.from_bytes(protocol[end + 1], "big"))
-        for end in End
+    sender, receiver = (
+        (socket.inet_ntoa(addresses[end]), number, int.from_bytes(protocol[end + 1], "big"))
         if len(addresses.get(end, b"")) == 4 and end + 1 in protocol
-    }
+        else None
+        for end in End
+    )
+    return sender, receiver

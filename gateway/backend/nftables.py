@@ -30,7 +30,7 @@ from gateway.errors import InstallRefusedError, StartError
 from gateway.mappings import Filter, Install, Key, Transport
 
 from .libnftables import LIBRARY, Nftables, NftablesError
-from .netfilter import ElementChange, End, Netfilter, NetfilterError, Pattern, RulesetEvents, Way
+from .netfilter import ElementChange, Endpoint, Netfilter, NetfilterError, RulesetEvents
 from .ruleset import (
     ADMITTED,
     FILTERED,
@@ -103,7 +103,9 @@ class NftablesBackend:
         self._check: asyncio.TimerHandle | None = None
         self._claim: asyncio.TimerHandle | None = None
         self._flow_timer: asyncio.TimerHandle | None = None
-        self._stale: set[Pattern] = set()
+        self._stale_outside: set[Endpoint] = set()
+        self._stale_inside: set[Endpoint] = set()
+        """Whose flows are to be dropped: through an outer end, or begun by an inner one."""
         self._dropping: set[asyncio.Future[int]] = set()
 
     # -- the protocol ----------------------------------------------------------------------------------------------
@@ -124,7 +126,7 @@ class NftablesBackend:
                 with contextlib.suppress(NftablesError):
                     self._nftables.run(f"add table inet {TABLE}\ndelete table inet {TABLE}")
                 for element in (*self._elements.values(), *self._left_over.values()):
-                    self._stale |= _flows_of(element)
+                    self._stale_outside.add(element.outside)
             self._drop_flows()
             if self._dropping:
                 await asyncio.wait(self._dropping)
@@ -164,13 +166,11 @@ class NftablesBackend:
             raise InstallRefusedError(f"nftables: {error}") from error
         self._external.add(element.outside.address)
         for other in before:
-            self._stale |= _flows_of(other)
+            self._stale_outside.add(other.outside)
         if element.outside.transport == Transport.UDP:
             # What was sent before the mapping was there made entries that would keep those flows from it.
-            self._stale |= _flows_of(element)
-            self._stale.add(
-                Pattern(Way.ORIGINAL, End.SENDER, element.inside.transport, element.inside.host, element.inside.port)
-            )
+            self._stale_outside.add(element.outside)
+            self._stale_inside.add(element.inside)
         self._plan_flows()
 
     def hold(self) -> None:
@@ -199,7 +199,7 @@ class NftablesBackend:
         gone = [member.change(is_deletion=True) for member in before if member not in after]
         come = [member.change() for member in after if member not in before]
         if element is not None:
-            self._stale |= _flows_of(element)
+            self._stale_outside.add(element.outside)
             self._plan_flows()
         try:
             self._change(gone + come)
@@ -214,7 +214,7 @@ class NftablesBackend:
             return
         changes = members
         if element is not None:
-            self._stale |= _flows_of(element)
+            self._stale_outside.add(element.outside)
             self._plan_flows()
             changes = [*removals([element]), *endings(element), *members]
         try:
@@ -422,7 +422,7 @@ class NftablesBackend:
         self._left_over.clear()
         self._left_over_inside.clear()
         for element in left_over:
-            self._stale |= _flows_of(element)
+            self._stale_outside.add(element.outside)
         self._plan_flows()
         if not left_over:
             return
@@ -435,6 +435,8 @@ class NftablesBackend:
 
     def _claim_left_over(self, element: Element) -> list[Element]:
         """Take out what an earlier run left on either end of a mapping."""
+        if not self._left_over:
+            return []
         claimed = {
             other
             for other in (self._left_over.get(element.outside), self._left_over_inside.get(element.inside))
@@ -471,18 +473,19 @@ class NftablesBackend:
     # -- conntrack -------------------------------------------------------------------------------------------------
 
     def _plan_flows(self) -> None:
-        if self._stale and self._flow_timer is None:
+        if (self._stale_outside or self._stale_inside) and self._flow_timer is None:
             self._flow_timer = asyncio.get_running_loop().call_later(FLOW_SECONDS, self._drop_flows)
 
     def _drop_flows(self) -> None:
         if self._flow_timer is not None:
             self._flow_timer.cancel()
             self._flow_timer = None
-        if not self._stale:
+        if not self._stale_outside and not self._stale_inside:
             return
         assert self._flows is not None
-        stale, self._stale = self._stale, set()
-        dropping = asyncio.get_running_loop().run_in_executor(self._thread, self._flows.drop_flows, stale)
+        outside, self._stale_outside = self._stale_outside, set()
+        inside, self._stale_inside = self._stale_inside, set()
+        dropping = asyncio.get_running_loop().run_in_executor(self._thread, self._flows.drop_flows, outside, inside)
         self._dropping.add(dropping)
         dropping.add_done_callback(self._flows_dropped)
 
@@ -518,15 +521,6 @@ def _ipv4(address: str) -> str:
         return str(IPv4Address(address))
     except AddressValueError:
         raise InstallRefusedError("only IPv4 can be mapped") from None
-
-
-def _flows_of(element: Element) -> set[Pattern]:
-    """The flows through a mapping: begun outside, or by a hairpin, and begun by the internal host."""
-    outside = element.outside
-    return {
-        Pattern(way, End.RECEIVER, outside.transport, outside.address, outside.port)
-        for way in (Way.ORIGINAL, Way.REPLY)
-    }
 
 
 def _bind(probe: socket.socket, address: str, port: int) -> None:

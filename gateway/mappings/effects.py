@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from .values import Filter, Mapping
 
 
 class Verdict(Enum):
     """How a request ended; each front end has its own numbers for these."""
+
+    __hash__ = object.__hash__
 
     DONE = "done"
     NOT_PERMITTED = "not permitted"
@@ -31,8 +34,7 @@ class Change(Enum):
     LOST = "lost"
 
 
-@dataclass(frozen=True, slots=True)
-class Install:
+class Install(NamedTuple):
     """Make this mapping carry packets on this external address, then report to `MappingTable.installed`.
 
     A pinhole's external address is its host's own.
@@ -43,31 +45,27 @@ class Install:
     external_address: str
 
 
-@dataclass(frozen=True, slots=True)
-class Restrict:
+class Restrict(NamedTuple):
     """Let only these remote peers send from now on (none named: everybody); an installation refused is ignored."""
 
     number: int
     filters: tuple[Filter, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Remove:
+class Remove(NamedTuple):
     """Stop carrying packets for an installation."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class Changed:
+class Changed(NamedTuple):
     """Store and show this. For all but CREATED and RENEWED the mapping no longer exists."""
 
     change: Change
     mapping: Mapping
 
 
-@dataclass(frozen=True, slots=True)
-class AddressChanged:
+class AddressChanged(NamedTuple):
     """The external address is another one now, or gone; clients have to be told."""
 
     external_address: str | None
@@ -78,8 +76,7 @@ class EpochReset:
     """Mappings were lost that clients believe in: both epochs began anew, to be stored and announced."""
 
 
-@dataclass(frozen=True, slots=True)
-class Moved:
+class Moved(NamedTuple):
     """A mapping works on another external address now; its last requester can be told (RFC 6887 §14.2)."""
 
     mapping: Mapping
@@ -87,8 +84,7 @@ class Moved:
     requester: object
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """The outcome of the request or deletion that came with this ticket, handed back as it was given.
 
     `external_port` and `lifetime` describe the mapping that exists afterwards, 0 if there is none; a refused deletion

@@ -29,6 +29,8 @@ class ExternalPorts:
         self._reserved = BARRED_PORTS | limits.reserved_ports
         self._holders: dict[tuple[Transport, int], Key] = {}
         self._held: dict[tuple[Transport, int], _Held] = {}
+        self._rested_at = math.inf
+        """Before then no rest is over."""
 
     def holder(self, transport: Transport, port: int) -> Key | None:
         """The inside that a port leads to."""
@@ -48,12 +50,21 @@ class ExternalPorts:
             # One entry per port at most; every port rests equally long, so the oldest stands first.
             end = (mapping.key.transport, mapping.external_port)
             self._held.pop(end, None)
-            self._held[end] = _Held(now + self._limits.hold_down, mapping.key, mapping.nonce)
+            until = now + self._limits.hold_down
+            self._held[end] = _Held(until, mapping.key, mapping.nonce)
+            self._rested_at = min(self._rested_at, until)
 
     def forget_rested(self, now: float) -> None:
         """End the rests that are over."""
-        while self._held and (end := next(iter(self._held))) and self._held[end].until <= now:
+        if self._rested_at > now:
+            return
+        while self._held:
+            end, held = next(iter(self._held.items()))
+            if held.until > now:
+                self._rested_at = held.until
+                return
             del self._held[end]
+        self._rested_at = math.inf
 
     def rest_left(self, transport: Transport, port: int, now: float) -> int:
         """Whole seconds until a port has rested; 0 if it does not rest."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from .values import Key, Mapping
 
 
-@dataclass(slots=True)
-class Waiting:
+class Waiting(NamedTuple):
     """A request to be answered when its row is installed."""
 
     ticket: object
@@ -31,9 +31,9 @@ class Row:
     """Whether it is to have this external port or not to be; for a row that nobody was told of."""
     requester: object | None = None
     """Whom to tell when the mapping moves."""
-    refused_ports: set[int] = field(default_factory=set)
+    refused_ports: tuple[int, ...] = ()
     draw: int = 0
-    waiting: list[Waiting] = field(default_factory=list)
+    waiting: tuple[Waiting, ...] = ()
 
 
 class Rows:
@@ -72,7 +72,10 @@ class Rows:
         mapping = row.mapping
         key = mapping.key
         self._by_key[key] = row
-        self._by_host.setdefault(key.host, {})[key] = None
+        keys = self._by_host.get(key.host)
+        if keys is None:
+            keys = self._by_host[key.host] = {}
+        keys[key] = None
         if mapping.expires_at is not None:
             self.dynamic += 1
             self._dynamic_by_host[key.host] = self._dynamic_by_host.get(key.host, 0) + 1
@@ -107,10 +110,11 @@ class Rows:
         """When a row may lapse; one that was renewed or taken out does not."""
         return self._deadlines[0][0] if self._deadlines else None
 
-    def lapsed(self, now: float) -> Iterator[Row]:
-        """Rows that are over, earliest first; whoever takes one has to forget it."""
+    def take_lapsed(self, now: float) -> Row | None:
+        """A row that is over, the earliest; whoever takes it has to forget it. None if there is no more."""
         while self._deadlines and self._deadlines[0][0] <= now:
             _, key = heapq.heappop(self._deadlines)
             row = self._by_key.get(key)
             if row is not None and row.mapping.expires_at is not None and row.mapping.expires_at <= now:
-                yield row
+                return row
+        return None

@@ -189,7 +189,7 @@ class MappingTable:
         self._renew(row, asked, requester)
         if row.installation is not None and not row.active:
             if len(row.waiting) < WAITING_LIMIT:
-                row.waiting.append(Waiting(ticket, granted, exact_port))
+                row.waiting += (Waiting(ticket, granted, exact_port),)
             return
         if row.mapping.expires_at is not None:
             self._effects.append(Changed(Change.RENEWED, row.mapping))
@@ -298,7 +298,7 @@ class MappingTable:
         if existing is not None:
             self._drop(existing, Change.DELETED)
         mapping = Mapping(key=key, external_port=external_port, origin=Origin.OPERATOR, expires_at=None)
-        row = Row(mapping, is_exact=True, waiting=[Waiting(ticket, 0, external_port)])
+        row = Row(mapping, is_exact=True, waiting=(Waiting(ticket, 0, external_port),))
         self._enter(row)
         if self._external_address is None:
             self._confirm(row)
@@ -413,7 +413,7 @@ class MappingTable:
             is_exact=waiting.exact_port is not None,
             requester=requester,
             draw=draw,
-            waiting=[waiting],
+            waiting=(waiting,),
         )
         self._enter(row)
         self._install(row)
@@ -469,7 +469,7 @@ class MappingTable:
 
     def _try_another_port(self, row: Row) -> None:
         mapping = row.mapping
-        row.refused_ports.add(mapping.external_port)
+        row.refused_ports += (mapping.external_port,)
         port = None
         if row.is_exact:
             self._drop(row, Change.LOST, verdict=Verdict.NOT_AS_ASKED)
@@ -511,8 +511,8 @@ class MappingTable:
                 self._grant(row, waiting.ticket, waiting.lifetime)
             else:
                 self._answer(waiting.ticket, Verdict.NOT_AS_ASKED)
-        row.waiting.clear()
-        row.refused_ports.clear()
+        row.waiting = ()
+        row.refused_ports = ()
 
     def _renew(self, row: Row, asked: Mapping, requester: object | None) -> None:
         """Move a client's expiry, take on its nonce if there is none yet, its filters, and remember who asked."""
@@ -563,7 +563,7 @@ class MappingTable:
             self._answer(waiting.ticket, verdict)
 
     def _lapse(self, now: float) -> None:
-        for row in self._rows.lapsed(now):
+        while row := self._rows.take_lapsed(now):
             self._drop(row, Change.LAPSED, now=now)
         self._ports.forget_rested(now)
 

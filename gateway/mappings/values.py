@@ -19,10 +19,16 @@ class Transport(IntEnum):
     TCP = 6
     UDP = 17
 
+    # Enum's own is written in Python, and keys of dicts begin with a transport.
+    __hash__ = int.__hash__
+
     @property
     def companion(self) -> Transport:
         """The other one, whose port of the same number is kept for the same host."""
-        return Transport.TCP if self is Transport.UDP else Transport.UDP
+        return _COMPANIONS[self]
+
+
+_COMPANIONS = {Transport.TCP: Transport.UDP, Transport.UDP: Transport.TCP}
 
 
 class Origin(StrEnum):

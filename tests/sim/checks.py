@@ -8,7 +8,7 @@ from typing import Final
 from client_stub.agent import Agent
 from client_stub.identity import host_of_service, service_name
 from client_stub.llq_client import State
-from client_stub.natpmp_client import NatKind
+from client_stub.mapping_core import NatKind
 from client_stub.tunnels import Tunnel, TunnelState
 from gateway.mappings import Key as MappingKey
 from gateway.mappings import Transport

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
+from client_stub.mapping_core import NatKind
 from client_stub.nat import NatDriver
-from client_stub.natpmp_client import NatKind, NatPmpClient, NatSettings
+from client_stub.natpmp_client import NatPmpClient, NatSettings
 from gateway.app import Gateway
 from gateway.config import GatewayConfig
 from gateway.errors import StartError

@@ -14,7 +14,7 @@ import pytest
 from client_stub import igd
 from client_stub.igd import Device, IgdDriver, external_address, invoke
 from client_stub.igd_client import BODY_OCTETS, IgdError, Service
-from client_stub.natpmp_client import NatKind, NatState
+from client_stub.mapping_core import NatKind, NatState
 from tests.support.gateways import until
 
 KIND = "urn:schemas-upnp-org:service:WANIPConnection:1"

@@ -5,7 +5,8 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from client_stub.natpmp_client import Changed, Closed, NatKind, NatPmpClient, NatSettings, NatState, Send
+from client_stub.mapping_core import Changed, Closed, NatKind, NatState, Send
+from client_stub.natpmp_client import NatPmpClient, NatSettings
 from protocol.natpmp import (
     AddressRequest,
     AddressResponse,

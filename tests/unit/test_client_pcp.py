@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from client_stub.natpmp_client import Changed, Closed, NatKind, NatState, Send
+from client_stub.mapping_core import Changed, Closed, NatKind, NatState, Send
 from client_stub.pcp_client import PcpClient, PcpSettings
 from gateway.mappings import Answer, Install, Key, Limits, MappingTable, Moved, Transport
 from gateway.natpmp import Peer

@@ -638,7 +638,7 @@ def test_natpmp_leaves_filters_as_they_are() -> None:
 def test_a_moved_mapping_names_its_last_requester() -> None:
     desk = Desk(third_party=True)
     desk.map(mapping(80, 8080))
-    later = replace(A, port=50000)
+    later = A._replace(port=50000)
     desk.map(mapping(80, 8080, 1800), later)
     desk.map(mapping(81, 8081, 3600, ThirdParty(IPv4Address(B.host))))
     desk.map_natpmp(82, 8082)
