@@ -49,7 +49,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Strict]:
     directory = tmp_path_factory.mktemp("strict")
     with start_server(directory, dns={"minimum_mac_octets": 20, "replay_window_seconds": 5}) as server:
         keys = {}
-        for number, algorithm in enumerate(("hmac-sha256", "hmac-sha1", "hmac-sha512-256")):
+        for number, algorithm in enumerate(("hmac-sha256", "hmac-sha512-256", "hmac-sha1")):
             done = homing("member", "add", f"m{number}", "--algorithm", algorithm, "--json", "--config", server.config)
             assert done.code == 0, done.err
             keys[algorithm] = done.json
