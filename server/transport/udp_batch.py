@@ -21,7 +21,7 @@ from server.peer import Peer
 from server.response_limit import V4_MASK, V6_MASK, V6_TAG
 from server.transport.outbox import Outbox
 from server.transport.ports import Fast, Handle
-from server.transport.udp_plain import grow_buffers
+from server.transport.udp_plain import prepare_socket
 
 BATCH: Final = 64  # datagrams a call
 MAX_BATCHES: Final = 4  # calls a wake-up
@@ -112,7 +112,7 @@ class BatchListener:
         is_v6 = ":" in address
         sock = socket.socket(socket.AF_INET6 if is_v6 else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
-            grow_buffers(sock)
+            prepare_socket(sock)
             if is_v6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             if ipaddress.ip_address(address).is_unspecified:

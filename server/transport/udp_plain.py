@@ -3,11 +3,16 @@
 import asyncio
 import contextlib
 import socket
-from typing import Any, Self, cast
+import sys
+from typing import Any, Final, Self, cast
 
 from server.addresses import packed
 from server.peer import Peer
 from server.transport.ports import SOCKET_OCTETS, Fast, Handle
+
+IP_MTU_DISCOVER: Final = 10  # linux/in.h, linux/in6.h: the socket module has no names for them
+IPV6_MTU_DISCOVER: Final = 23
+PMTUDISC_PROBE: Final = 3  # "don't fragment" on every datagram, and no belief in what ICMP says of a path
 
 
 class PlainListener(asyncio.DatagramProtocol):
@@ -36,7 +41,7 @@ class PlainListener(asyncio.DatagramProtocol):
         self._transport = cast("asyncio.DatagramTransport", transport)  # uvloop's is no subclass
         sock = transport.get_extra_info("socket")
         if sock is not None:
-            grow_buffers(sock)
+            prepare_socket(sock)
 
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
         if not self._is_open:
@@ -80,8 +85,17 @@ class PlainListener(asyncio.DatagramProtocol):
             self._transport.close()
 
 
-def grow_buffers(sock: socket.socket) -> None:
-    """Ask for roomy buffers; what the system refuses, it refuses."""
+def prepare_socket(sock: socket.socket) -> None:
+    """Ask for roomy buffers, and for datagrams that no router may cut to pieces; what the system refuses, it refuses.
+
+    Pieces can be forged behind a true first one, and many networks drop them (RFC 9715 §3.1). What we send fits into
+    1232 octets; on a path that is narrower still, a client falls back to TCP.
+    """
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_OCTETS)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_OCTETS)
+    if sys.platform == "linux":
+        v6 = sock.family == socket.AF_INET6
+        with contextlib.suppress(OSError):
+            level, name = (socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER) if v6 else (socket.IPPROTO_IP, IP_MTU_DISCOVER)
+            sock.setsockopt(level, name, PMTUDISC_PROBE)

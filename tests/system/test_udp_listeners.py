@@ -18,7 +18,7 @@ from server.transport import udp_batch
 from server.transport.ports import UdpListener
 from server.transport.udp import open_udp
 from server.transport.udp_batch import BATCH, BatchListener
-from server.transport.udp_plain import PlainListener
+from server.transport.udp_plain import IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_PROBE, PlainListener
 from server.work_budget import WorkBudget
 from tests.support.builders import Core, Opt, query_message, seen
 
@@ -286,3 +286,12 @@ async def test_without_time_for_slow_answers_fast_ones_and_known_senders_are_ser
             bench.core.guard.strangers.welcome(Peer("udp", "127.0.0.1", 1, 3), 0.0)
             sock.send(slow)
             assert seen(await receive_one(sock)).answers
+
+
+@pytest.mark.parametrize("kind", ["plain", "batch"])
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+async def test_no_router_may_cut_a_reply_to_pieces(kind: str, address: str) -> None:
+    async with Bench().listening(kind, address) as listener:
+        sock = listener._transport.get_extra_info("socket") if isinstance(listener, PlainListener) else listener._socket  # type: ignore[attr-defined,union-attr]
+        option = (socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER) if ":" in address else (socket.IPPROTO_IP, IP_MTU_DISCOVER)
+        assert sock.getsockopt(*option) == PMTUDISC_PROBE
