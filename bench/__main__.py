@@ -52,7 +52,7 @@ def measure(row: str, peers: list[Peer], work: Path, rounds: int) -> dict[str, l
 
 
 def machine() -> str:
-    """Kernel, processor and Python, without the machine's name."""
+    """Kernel, processor and Python, without the names of machine and build."""
     model = next(
         (
             line.partition(":")[2].strip()
@@ -61,7 +61,8 @@ def machine() -> str:
         ),
         platform.machine(),
     )
-    return f"{platform.system()} {platform.release()}, {model}, Python {platform.python_version()}, one core a server"
+    kernel = platform.release().partition("-")[0]
+    return f"{platform.system()} {kernel}, {model}, Python {platform.python_version()}, one core a server"
 
 
 def main() -> int:

@@ -18,7 +18,7 @@ from bench.peers import SERVER_CPU
 from homing import collector
 from protocol.message import Question
 from protocol.name import from_text
-from protocol.tsig import SHA256, Key, record_size
+from protocol.tsig import SHA256, Key
 from server.fastpath import FastPath
 from server.metrics import Metrics
 from server.peer import Peer
@@ -100,7 +100,7 @@ async def fan_out(count: int, *, signed: bool) -> tuple[float, float]:
     seconds = time.perf_counter() - begun
     driver.close()
     listener.close()
-    size = 12 + len(NAME) + 4 + 2 * (2 + 10 + 16) + 11 + 4 + 18 + (record_size(KEY) - 6 if signed else 0)
+    size = 12 + len(NAME) + 4 + 2 * (2 + 10 + 16) + 11 + 4 + 18 + (KEY.record_octets - 6 if signed else 0)
     bare_seconds = bare(count, size, port)
     sink.close()
     return seconds, bare_seconds

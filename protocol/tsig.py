@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import struct
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from protocol.constants import MAX_MESSAGE_OCTETS, Class, TsigError, Type
@@ -90,6 +91,9 @@ class Key:
     _outer: Any = field(init=False, repr=False, compare=False)
     variables: bytes = field(init=False, repr=False, compare=False)
     head: bytes = field(init=False, repr=False, compare=False)
+    size_octets: bytes = field(init=False, repr=False, compare=False)
+    record_octets: int = field(init=False, repr=False, compare=False)
+    """What a TSIG with this key adds to a message, BADTIME's other data included: what truncation keeps back."""
 
     def __post_init__(self) -> None:
         # The name goes into the digest: with upper-case letters every MAC of this key would be wrong (RFC 8945 §4.3.3).
@@ -106,6 +110,8 @@ class Key:
         put(self, "variables", self.name + _CLASS_AND_TTL + algorithm.name)
         rdlength = len(algorithm.name) + _FIXED.size + algorithm.size + len(_TAIL_OF_NONE) + 2
         put(self, "head", _RR_FIXED.pack(Type.TSIG, Class.ANY, 0, rdlength) + algorithm.name)
+        put(self, "size_octets", algorithm.size.to_bytes(2, "big"))
+        put(self, "record_octets", len(self.name) + 10 + len(algorithm.name) + 16 + algorithm.size + 6)
 
     def mac(self, data: bytes) -> bytes:
         """The whole MAC of the key's algorithm."""
@@ -247,8 +253,8 @@ def common_name(wire: bytes, start: int) -> bytes:
     return fold(wire[start : wire.find(0, start) + 1])
 
 
-def verify_common(wire: bytes, start: int, key: Key, *, now: int) -> Tsig | None:
-    """The TSIG of a request when it is of the form most have and good; None when `verify` must look.
+def common_mac(wire: bytes, start: int, key: Key, *, now: int) -> bytes | None:
+    """Size and MAC of a request's TSIG, when it is of the form most have and good; None when `verify` must look.
 
     That form: the record from octet `start` to the end of `wire`, its owner the uncompressed name of `key`, a whole MAC
     under that key's algorithm, no error, no other data, the ID of the message.
@@ -261,24 +267,42 @@ def verify_common(wire: bytes, start: int, key: Key, *, now: int) -> Tsig | None
     if len(wire) != end + 6 or wire[head_at:times_at] != key.head or wire[end:] != wire[:2] + _TAIL_OF_NONE:
         return None
     high, low, fudge, given = _FIXED.unpack_from(wire, times_at)
-    time_signed = high << 32 | low
-    if given != size or abs(now - time_signed) > fudge:
+    if given != size or abs(now - (high << 32 | low)) > fudge:
         return None
-    count = (wire[10] << 8 | wire[11]) - 1
     data = b"".join(
         (
             wire[:10],
-            count.to_bytes(2, "big"),
+            ((wire[10] << 8 | wire[11]) - 1).to_bytes(2, "big"),
             wire[12:start],
             key.variables,
             wire[times_at : mac_at - 2],
             _TAIL_OF_NONE,
         )
     )
-    mac = wire[mac_at:end]
-    if not hmac.compare_digest(key.mac(data), mac):
+    return wire[mac_at - 2 : end] if hmac.compare_digest(key.mac(data), wire[mac_at:end]) else None
+
+
+def verify_common(wire: bytes, start: int, key: Key, *, now: int) -> Tsig | None:
+    """The same with all that the record says."""
+    mac = common_mac(wire, start, key, now=now)
+    if mac is None:
         return None
-    return Tsig(key.name, key.algorithm.name, time_signed, fudge, mac, wire[0] << 8 | wire[1], 0, b"")
+    high, low, fudge, _ = _FIXED.unpack_from(wire, start + len(key.name) + len(key.head))
+    return Tsig(key.name, key.algorithm.name, high << 32 | low, fudge, mac[2:], wire[0] << 8 | wire[1], 0, b"")
+
+
+@lru_cache(maxsize=16)
+def _times(now: int) -> bytes:
+    return _TIMERS.pack(now >> 32, now & 0xFFFFFFFF, FUDGE_SECONDS)
+
+
+def sign_reply(message_id: bytes, reply: bytes, key: Key, *, now: int, request_mac: bytes) -> bytes:
+    """A reply, signed, both from octet 2 on; `request_mac` as `common_mac` gave it."""
+    times = _times(now)
+    mac = key.mac(b"".join((request_mac, message_id, reply, key.variables, times, _TAIL_OF_NONE)))
+    count = ((reply[8] << 8 | reply[9]) + 1).to_bytes(2, "big")
+    record = (key.name, key.head, times, key.size_octets, mac, message_id, _TAIL_OF_NONE)
+    return b"".join((reply[:8], count, reply[10:], *record))
 
 
 def sign_common(wire: bytes, key: Key, *, now: int, request_mac: bytes | None) -> bytes:
@@ -286,29 +310,9 @@ def sign_common(wire: bytes, key: Key, *, now: int, request_mac: bytes | None) -
 
     `request_mac` is that of the request when `wire` is a reply to a signed one.
     """
-    size = key.algorithm.size
-    times = _TIMERS.pack(now >> 32, now & 0xFFFFFFFF, FUDGE_SECONDS)
-    mac = key.mac(b"".join((_with_length(request_mac or b""), wire, key.variables, times, _TAIL_OF_NONE)))
-    count = (wire[10] << 8 | wire[11]) + 1
-    return b"".join(
-        (
-            wire[:10],
-            count.to_bytes(2, "big"),
-            wire[12:],
-            key.name,
-            key.head,
-            times,
-            size.to_bytes(2, "big"),
-            mac,
-            wire[:2],
-            _TAIL_OF_NONE,
-        )
-    )
-
-
-def record_size(key: Key) -> int:
-    """Octets a TSIG with this key adds to a message, BADTIME's other data included: what truncation keeps back."""
-    return len(key.name) + 10 + len(key.algorithm.name) + 16 + key.algorithm.size + 6
+    message_id = wire[:2]
+    digested = _with_length(request_mac) if request_mac else b""
+    return message_id + sign_reply(message_id, wire[2:], key, now=now, request_mac=digested)
 
 
 def _append(wire: bytes, tsig: Tsig) -> bytes:

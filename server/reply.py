@@ -19,7 +19,7 @@ from protocol.constants import (
 )
 from protocol.edns import Opt
 from protocol.message import Builder, Header, Message, Question
-from protocol.tsig import Tsig, record_size, sign, unsigned_error
+from protocol.tsig import Tsig, sign, unsigned_error
 from server.answer import Answer
 from server.hop import PLAIN, Hop
 from server.keyring import Principal
@@ -92,7 +92,7 @@ class Reply:
         if self.message.opt is not None:
             room -= _OPT_FIXED + sum(4 + len(data) for _, data in (*options, *self.hop.options))
         if self.principal is not None:
-            room -= record_size(self.principal.key)
+            room -= self.principal.key.record_octets
         return room
 
     def build(self, rcode: int, answer: Answer | None = None, options: Options = (), *, flags: int = 0) -> bytes:

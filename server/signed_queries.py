@@ -8,7 +8,7 @@ answers; `tests/property/test_fast_equals_slow.py` holds both to the same octets
 from typing import Final, Protocol
 
 from protocol.constants import HEADER_OCTETS
-from protocol.tsig import MD5, common_name, record_size, sign_common, verify_common
+from protocol.tsig import MD5, common_mac, common_name, sign_reply
 from server.keyring import Keyring
 from server.metrics import Requests
 from server.reply import UDP_PAYLOAD
@@ -56,13 +56,13 @@ class SignedQueries:
             return None
         key = principal.key
         now = self._plain.unix
-        tsig = verify_common(datagram, start, key, now=now)
-        if tsig is None:
+        mac = common_mac(datagram, start, key, now=now)
+        if mac is None:
             return None
         query = datagram[2:10] + count + datagram[12:start]
         answer = self._plain.ready.get(query) or self._plain.answer(query)
-        if answer is None or len(answer) + 2 + record_size(key) > limit:
+        if answer is None or len(answer) + 2 + key.record_octets > limit:
             return None
         self._keyring.note_use(name, now)
         self._requests.signed += 1
-        return sign_common(datagram[:2] + answer, key, now=now, request_mac=tsig.mac)[2:]
+        return sign_reply(datagram[:2], answer, key, now=now, request_mac=mac)

@@ -10,7 +10,7 @@ from protocol.constants import AA, MAX_MESSAGE_OCTETS, QR, RD, Class
 from protocol.edns import Opt
 from protocol.errors import EncodeError
 from protocol.message import Builder
-from protocol.tsig import record_size, sign
+from protocol.tsig import sign
 from server.reply import UDP_PAYLOAD
 from server.request import Authenticated
 from server.zone.model import RR
@@ -52,7 +52,7 @@ def messages(request: Authenticated, records: Iterable[RR], unix: Callable[[], i
     """
     message, principal, tsig = request.message, request.principal, request.tsig
     key = principal.key if principal is not None and tsig is not None else None
-    signature = record_size(key) if key else 0
+    signature = key.record_octets if key else 0
     flags = QR | AA | (message.header.flags & RD)
     previous: bytes | None = None
     signed_at = 0

@@ -250,7 +250,7 @@ def test_a_badtime_reply_carries_our_time_and_is_signed(algorithm: Algorithm) ->
     )
     expected = oracle_sign(body, key, now=NOW - 301, request_mac=request_mac, error=18, other=other)[0]
     assert reply == expected
-    assert len(reply) - len(body) == tsigs.record_size(key)
+    assert len(reply) - len(body) == key.record_octets
     _, answered = opened(reply)
     assert (answered.error, answered.other, answered.time_signed) == (18, other, NOW - 301)
     assert check(reply, key, now=NOW - 301, request_mac=request_mac) is TsigError.NOERROR
