@@ -19,6 +19,7 @@ _TARGET_AT: Final[dict[int, int]] = {
     Type.SRV: 6,
     **dict.fromkeys((Type.MX, Type.AFSDB, Type.RT, Type.KX, Type.SVCB, Type.HTTPS), 2),
 }
+_BINDINGS: Final = (Type.SVCB, Type.HTTPS)
 _BESIDE_CNAME: Final = (Type.RRSIG, Type.NSEC, Type.KEY)  # asked for at an alias, they mean the alias (RFC 4035 §2.5)
 
 
@@ -182,6 +183,8 @@ def _append(section: list[RR], zone: Zone, owner: bytes, rrset: RRset, now: int)
 def addresses(zone: Zone, records: Sequence[RR], now: int) -> list[RR]:
     """A and AAAA of the hosts that records of an answer name, as far as this zone knows them, wildcards included.
 
+    A service binding comes with those of its type at its target too, to which it may be an alias (RFC 9460 §4.1).
+
     What lies below a cut is glue: told with the NS that need it, not as data of ours beside others (RFC 2181 §5.4.1).
     """
     found: list[RR] = []
@@ -191,13 +194,13 @@ def addresses(zone: Zone, records: Sequence[RR], now: int) -> list[RR]:
         if at is None:
             continue
         target = name_at(rr.rdata, at)
-        if target == b"\0" and rr.rtype in (Type.SVCB, Type.HTTPS):
+        if target == b"\0" and rr.rtype in _BINDINGS:
             target = rr.owner  # RFC 9460 §2.5.2
         key = fold(target)
         if not key or not _is_in(zone, key) or (rr.rtype != Type.NS and _cut_above(zone, key, Type.A) is not None):
             continue
         source = key if zone.exists(key) else _wildcard_for(zone, key)
-        for rtype in (Type.A, Type.AAAA):
+        for rtype in (Type.A, Type.AAAA, rr.rtype) if rr.rtype in _BINDINGS else (Type.A, Type.AAAA):
             if (key, rtype) in seen:
                 continue
             seen.add((key, rtype))

@@ -95,6 +95,7 @@ _TIME: Final = re.compile(r"(?:[0-9]{1,10}[smhdwSMHDW])+")
 _TIME_PART: Final = re.compile(r"([0-9]+)([smhdw])")
 _SVC_KEYS: Final = ("mandatory", "alpn", "no-default-alpn", "port", "ipv4hint", "ech", "ipv6hint", "dohpath")
 _MANDATORY, _ALPN, _NO_DEFAULT_ALPN, _PORT, _IPV4HINT, _ECH, _IPV6HINT, _DOHPATH = range(8)
+_SVC_UNESCAPED: Final = (_MANDATORY, _PORT, _IPV4HINT, _IPV6HINT)  # values without escape sequences (RFC 9460 §7.2)
 _BASE32_PLAIN: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 _BASE32_HEX: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUV"
 _TO_HEX: Final = str.maketrans(_BASE32_PLAIN, _BASE32_HEX)
@@ -404,11 +405,17 @@ def _svcb_from(tokens: Sequence[str], origin: bytes) -> bytes:
         number = _svc_key(word)
         if number in parameters:
             raise ValueError(f"{_shown(word)} is there twice")
-        parameters[number] = _svc_value(number, value.replace('"', "", 1).removesuffix('"') if has_value else None)
+        text = value.replace('"', "", 1).removesuffix('"') if has_value else None
+        is_by_number = word.lower() not in _SVC_KEYS  # then its octets are said, whatever the key (§2.1)
+        parameters[number] = octets(text or "") if is_by_number else _svc_value(number, text)
     mandatory = parameters.get(_MANDATORY, b"")
+    if len(mandatory) % 2:
+        raise ValueError("mandatory wants numbers of 2 octets")
     for (number,) in struct.iter_unpack("!H", mandatory):
         if number not in parameters:
             raise ValueError(f"{_svc_name(number)} is mandatory and not there")
+    if _NO_DEFAULT_ALPN in parameters and _ALPN not in parameters:
+        raise ValueError("no-default-alpn wants alpn beside it")  # §7.1.1
     for number, wire in sorted(parameters.items()):
         out.append(struct.pack("!HH", number, len(wire)) + wire)
     return _checked(Type.SVCB, b"".join(out))
@@ -418,8 +425,10 @@ def _svc_key(word: str) -> int:
     if word.lower() in _SVC_KEYS:
         return _SVC_KEYS.index(word.lower())
     digits = word[3:]
-    if word[:3].lower() == "key" and digits.isascii() and digits.isdigit() and int(digits[:6]) < 65535:
-        return int(digits[:6])
+    if word[:3].lower() == "key" and digits.isascii() and digits.isdigit():
+        number = int(digits[:6])
+        if number < 65535 and str(number) == digits:  # without leading zeros (§2.1)
+            return number
     raise ValueError(f"{_shown(word)} is not a service parameter")
 
 
@@ -434,6 +443,8 @@ def _svc_value(number: int, text: str | None) -> bytes:
         return b""
     if number <= _DOHPATH and not text:
         raise ValueError(f"{_svc_name(number)} wants a value")
+    if number in _SVC_UNESCAPED and "\\" in (text or ""):
+        raise ValueError(f"{_svc_name(number)} takes no escapes")
     value = octets(text or "")
     if number > _DOHPATH or number == _DOHPATH:
         return value

@@ -117,7 +117,7 @@ class Reply:
             else:
                 for _, group in groupby(answer.additional, key=lambda rr: (rr.owner, rr.rtype)):
                     if not write_section(builder, 3, group):
-                        if not answer.is_authoritative:
+                        if answer.authority and answer.authority[0].rtype == Type.NS:
                             builder.flags |= TC  # a referral without all of its glue (RFC 9471 §3.1)
                         break
         return self.finish(builder, rcode, options)

@@ -78,6 +78,7 @@ def captured(process: subprocess.Popen[str], file: Path) -> list[Seen]:
 @pytest.mark.rfc("6886", "3.2.1")
 @pytest.mark.rfc("6887", "14.1")
 @pytest.mark.rfc("6887", "14.1.3")
+@pytest.mark.rfc("6281", "4.3")
 def test_a_series_on_the_wire(network: Network, tmp_path: Path) -> None:
     config = tmp_path / "gateway.toml"
     config.write_text(

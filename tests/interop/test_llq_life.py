@@ -185,6 +185,7 @@ def change(lab: LabProcess, *lines: str, zone: str = "members.example") -> float
 
 
 @pytest.mark.rfc("8764", "5.2")
+@pytest.mark.rfc("6281", "5.3")
 def test_handshake_answers_events_refresh_and_cancel(lab: LabProcess) -> None:
     name = "mac.alice.members.example"
     change(lab, f"add {name} 300 A 192.0.2.1", f"add {name} 300 A 192.0.2.2")

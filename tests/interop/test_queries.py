@@ -14,6 +14,7 @@ FAMILIES = [
 
 
 @pytest.mark.rfc("6281", "5")
+@pytest.mark.rfc("6281", "5.2")
 @pytest.mark.parametrize("domain", ["members.example", "alice.members.example", "bob.members.example"])
 def test_discovery_is_readable_without_a_key_everywhere(lab: LabProcess, domain: str) -> None:
     for family in FAMILIES:
@@ -68,6 +69,7 @@ def test_a_private_member_shows_nothing_without_a_key(lab: LabProcess) -> None:
 
 
 @pytest.mark.rfc("7858", "3.1")
+@pytest.mark.rfc("6281", "7.2")
 def test_kdig_over_tls_with_the_authority_pinned(lab: LabProcess) -> None:
     lab.nsupdate("admin", "zone bob.members.example", "update add tls.bob.members.example 300 A 192.0.2.8")
     tls = (

@@ -199,6 +199,7 @@ def kea(house: House) -> Iterator[Callable[..., None]]:
 
 
 @pytest.mark.rfc("4703", "5.3")
+@pytest.mark.rfc("4703", "4")
 def test_kea_registers_and_releases_a_host(house: House) -> None:
     """Its prerequisites (name not in use, DHCID as it was) hold and fail as it expects."""
     mine, other = "000101" + "ab" * 32, "000101" + "cd" * 32

@@ -27,9 +27,13 @@ TEXT = """
     srv.members.example. 120 SRV 0 0 1 any.wild.members.example.
     glue.members.example. 120 SRV 0 0 1 ns.cut.members.example.
     far.members.example. 120 SRV 0 0 1 host.example.net.
+    none.members.example. 120 SRV 0 0 0 .
     web.members.example. 120 HTTPS 1 mac.members.example. alpn=h2
     own.members.example. 120 HTTPS 1 . alpn=h2
     own.members.example. 120 A 192.0.2.4
+    to-own.members.example. 120 HTTPS 0 own.members.example.
+    *.bound.members.example. 120 HTTPS 1 . alpn=h2
+    *.bound.members.example. 120 A 192.0.2.5
     cut.members.example. 300 NS ns.cut.members.example.
     cut.members.example. 300 DS 1 13 2 0000000000000000000000000000000000000000000000000000000000000000
     ns.cut.members.example. 300 A 192.0.2.54
@@ -61,6 +65,7 @@ def test_aliases_in_a_loop_are_told_once_and_signalled_as_an_error(core: Core, o
 
 
 @pytest.mark.rfc("4035", "2.5")
+@pytest.mark.rfc("4035", "3")
 @pytest.mark.parametrize("rtype", ["KEY", "RRSIG", "NSEC"])
 def test_types_that_may_stand_beside_a_cname_are_asked_of_the_alias(core: Core, rtype: str) -> None:
     reply = ask(core, "alias", rtype)
@@ -174,12 +179,14 @@ def test_dname_and_cname_are_not_added_beside_each_other(core: Core, owner: str,
 
 
 @pytest.mark.rfc("1034", "4.3.2")
+@pytest.mark.rfc("2782", "-")
 @pytest.mark.parametrize(
     ("owner", "rtype", "additional"),
     [
         ("srv", "SRV", ["any.wild A"]),
         ("x.wild", "MX", ["mac A", "mac AAAA"]),
         ("far", "SRV", []),
+        ("none", "SRV", []),
         ("srv", "ANY", []),
     ],
 )
@@ -196,8 +203,17 @@ def test_glue_is_given_with_a_referral_and_not_beside_data_of_ours(core: Core) -
 
 
 @pytest.mark.rfc("9460", "4.1")
-@pytest.mark.parametrize(("owner", "additional"), [("web", ["mac A", "mac AAAA"]), ("own", ["own A"])])
-def test_a_service_binding_comes_with_the_addresses_of_its_target(
+@pytest.mark.rfc("9460", "2.5.2")
+@pytest.mark.parametrize(
+    ("owner", "additional"),
+    [
+        ("web", ["mac A", "mac AAAA"]),
+        ("own", ["own A"]),
+        ("to-own", ["own A", "own HTTPS"]),
+        ("x.bound", ["x.bound A"]),
+    ],
+)
+def test_a_service_binding_comes_with_addresses_and_bindings_of_its_target(
     core: Core, owner: str, additional: list[str]
 ) -> None:
     assert names(ask(core, owner, "HTTPS"), "additional") == additional
@@ -213,6 +229,10 @@ def test_a_type_that_nobody_knows_is_data(core: Core) -> None:
 
 @pytest.mark.rfc("3597", "3")
 @pytest.mark.rfc("3597", "4")
+@pytest.mark.rfc("1035", "2.3.3")
+@pytest.mark.rfc("2782", "-")
+@pytest.mark.rfc("4034", "3.1.7")
+@pytest.mark.rfc("4034", "4.1.1")
 @pytest.mark.parametrize(
     ("rtype", "text"),
     [
@@ -221,6 +241,8 @@ def test_a_type_that_nobody_knows_is_data(core: Core) -> None:
         ("RP", "MaC.members.example. MaC.members.example."),
         ("NAPTR", '0 0 "u" "E2U" "" MaC.members.example.'),
         ("SVCB", "1 MaC.members.example. alpn=h2"),
+        ("NSEC", "MaC.members.example. A"),
+        ("RRSIG", "A 13 3 60 20300101000000 20200101000000 1 MaC.members.example. AAAA"),
     ],
 )
 def test_names_in_rdata_go_out_as_they_came_case_and_all(core: Core, rtype: str, text: str) -> None:

@@ -228,6 +228,8 @@ def test_an_update_of_prerequisites_alone_is_a_question(core: Core) -> None:
 @pytest.mark.rfc("2136", "8")
 @pytest.mark.rfc("3007", "2")
 @pytest.mark.rfc("9664", "8")
+@pytest.mark.rfc("4703", "6")
+@pytest.mark.rfc("6281", "7.2")
 def test_one_who_may_not_update_is_refused(core: Core) -> None:
     assert core.update(delete_name("mac.members.example."), by=ALICE).rcode == Rcode.REFUSED
     assert core.update(delete_name("mac.members.example."), by=None).rcode == Rcode.REFUSED
@@ -268,6 +270,7 @@ def test_an_added_record_is_answered_after_the_reply(core: Core) -> None:
 
 @pytest.mark.rfc("2136", "3.4.2.2")
 @pytest.mark.rfc("2181", "5")
+@pytest.mark.rfc("4034", "6.3")
 def test_a_duplicate_is_taken_as_a_replacement(core: Core) -> None:
     core.update(add("mac.members.example.", 99, "A", "192.0.2.1"))
     rrset = a_set(core, "mac.members.example.", "A")
@@ -279,6 +282,7 @@ def test_a_duplicate_is_taken_as_a_replacement(core: Core) -> None:
 @pytest.mark.rfc("2136", "3.6")
 @pytest.mark.rfc("1034", "3.6.2")
 @pytest.mark.rfc("2181", "10.1")
+@pytest.mark.rfc("4035", "2.5")
 @pytest.mark.parametrize(
     "op",
     [

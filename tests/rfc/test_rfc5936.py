@@ -110,10 +110,14 @@ def test_bits_of_a_query_that_mean_nothing_are_ignored() -> None:
 @pytest.mark.rfc("5936", "3.2")
 @pytest.mark.rfc("5936", "3.3")
 @pytest.mark.rfc("5936", "3.5")
+@pytest.mark.rfc("4035", "3.1.5")
 def test_glue_occluded_names_and_unknown_types_belong_to_it() -> None:
     text = """
         members.example. 300 NS ns.members.example.
         cut.members.example. 300 NS ns.cut.members.example.
+        cut.members.example. 300 DS 1 13 2 0000000000000000000000000000000000000000000000000000000000000000
+        cut.members.example. 300 NSEC members.example. NS DS RRSIG NSEC
+        cut.members.example. 300 RRSIG DS 13 3 300 20300101000000 20200101000000 1 members.example. AAAA
         ns.cut.members.example. 300 A 192.0.2.54
         hidden.cut.members.example. 300 TXT hidden
         *.wild.members.example. 60 TYPE65280 \\# 3 010203
@@ -321,6 +325,7 @@ def test_an_ipv6_peer_is_matched_and_a_mapped_one_is_its_ipv4_self() -> None:
 
 
 @pytest.mark.rfc("5936", "4.2")
+@pytest.mark.rfc("1035", "3.2.3")
 def test_over_udp_it_is_refused() -> None:
     core = TransferCore()
     (reply,) = fetch(core, core.signed(axfr(opt=EDNS), ADMIN), UDP)

@@ -90,6 +90,7 @@ def test_the_message_has_question_and_llq_option_and_no_error() -> None:
 
 
 @pytest.mark.rfc("8764", "5.2.2")
+@pytest.mark.rfc("6281", "5.3")
 @pytest.mark.parametrize(
     ("wish", "granted"), [(0, 900), (1, 900), (900, 900), (5000, 5000), (7200, 7200), (2**32 - 1, 7200)]
 )
@@ -260,6 +261,7 @@ def test_a_challenge_is_good_until_its_lease_is_over() -> None:
 
 
 @pytest.mark.rfc("8764", "5.2.3")
+@pytest.mark.rfc("6281", "5.3")
 def test_a_challenge_must_come_back_from_where_it_went_unchanged() -> None:
     host = Host()
     challenge = host.ask((question(), setup())).options[0]
@@ -421,6 +423,7 @@ def test_early_refreshes_are_fine_and_a_shorter_lease_counts() -> None:
 
 
 @pytest.mark.rfc("8764", "6")
+@pytest.mark.rfc("6281", "5.3")
 def test_an_event_is_a_response_with_question_records_and_option() -> None:
     host = Host()
     llq_id = host.establish()
@@ -436,6 +439,7 @@ def test_an_event_is_a_response_with_question_records_and_option() -> None:
 
 
 @pytest.mark.rfc("8764", "6.2")
+@pytest.mark.rfc("6281", "5.3")
 def test_a_removed_record_is_whole_with_ttl_minus_1_and_comes_first() -> None:
     host = Host()
     host.change(add=[a_record(1)])
@@ -474,6 +478,7 @@ def test_changes_are_gathered_for_a_moment_but_not_for_long() -> None:
 
 
 @pytest.mark.rfc("8764", "6")
+@pytest.mark.rfc("6281", "5.3")
 def test_an_event_is_sent_three_times_and_then_the_llq_is_gone() -> None:
     host = Host()
     host.establish()

@@ -286,6 +286,7 @@ def test_a_key_serves_one_algorithm(core: Core, algorithm: bytes) -> None:
 @pytest.mark.rfc("8945", "5.2.2")
 @pytest.mark.rfc("8945", "4.3.1")
 @pytest.mark.rfc("8945", "5.3")
+@pytest.mark.rfc("6281", "7.2")
 def test_a_wrong_secret_is_badsig_unsigned(core: Core) -> None:
     forged = Key(ALICE.name, ALICE.algorithm, b"guess" * 8)
     before = content(core.zone)

@@ -92,6 +92,7 @@ def test_records_and_keys_have_leases_of_their_own(core: Core) -> None:
 
 
 @pytest.mark.rfc("9664", "7")
+@pytest.mark.rfc("6281", "5.2")
 def test_a_lapsed_record_is_not_answered_and_then_removed_as_a_change(core: Core) -> None:
     core.update(A, by=ALICE, lease=1800)
     core.clock.now += 1799.9
@@ -209,6 +210,7 @@ def test_an_admins_update_is_permanent_without_the_option(core: Core) -> None:
     assert expires(core) == [0, 0], "and makes a leased record permanent"
 
 
+@pytest.mark.rfc("6281", "5.2")
 def test_an_answered_ttl_is_no_longer_than_the_lease_left(core: Core) -> None:
     core.update(A, B, by=ALICE, lease=1800)
     later(core, 1750)

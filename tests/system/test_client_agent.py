@@ -333,6 +333,8 @@ async def world(certificates):
 
 
 @pytest.mark.rfc("6281", "5.1")
+@pytest.mark.rfc("6281", "3")
+@pytest.mark.rfc("6281", "4.1")
 async def test_maps_then_publishes_everything_in_one_signed_update(world):
     agent = await world.agent()
     await until(lambda: world.dns.updates)
@@ -356,6 +358,7 @@ async def test_maps_then_publishes_everything_in_one_signed_update(world):
 
 
 @pytest.mark.rfc("6281", "4.3")
+@pytest.mark.rfc("6281", "6.1")
 async def test_announced_address_is_remapped_and_republished(world):
     agent = await world.agent()
     await until(lambda: world.told("published"))
@@ -378,6 +381,7 @@ async def test_restarted_gateway_is_mapped_anew(world):
 
 
 @pytest.mark.rfc("6281", "5.3")
+@pytest.mark.rfc("6281", "2")
 async def test_peer_is_found_followed_and_dropped(world):
     key = derive_probe_key(KEY.secret)
 
@@ -525,14 +529,27 @@ async def test_polls_where_nothing_is_announced(world):
 
 
 @pytest.mark.rfc("6886", "3")
+@pytest.mark.rfc("6281", "3")
 async def test_without_nat_our_own_address_is_published(world):
     agent = await world.agent(nat={"mode": "none"})
     await until(lambda: world.told("published"))
     assert agent.status().nat == "public"
     assert world.dns.rrset(TUNNEL, Type.A) == {IPv4Address(CLIENT).packed}
+    (srv,) = world.dns.rrset("_autotunnel._udp.mac.alice.members.example", Type.SRV)
+    assert agent.status().internal == f"{CLIENT}:{int.from_bytes(srv[4:6], 'big')}"
     assert world.gateway.requests == []
 
 
+@pytest.mark.rfc("6281", "4.1")
+@pytest.mark.parametrize(("private", "nat"), [(True, "mapped"), (False, "public")])
+async def test_only_a_private_address_makes_a_client_ask_its_gateway(world, monkeypatch, private, nat):
+    monkeypatch.setattr("client_stub.agent.is_rfc1918", lambda address: private)
+    agent = await world.agent(nat={"mode": "auto"})
+    await until(lambda: world.told("published"))
+    assert (agent.status().nat, bool(world.gateway.requests)) == (nat, private)
+
+
+@pytest.mark.rfc("6281", "4.1")
 async def test_silent_gateway_host_means_a_public_network(world):
     world.gateway.transport.abort()
     await asyncio.sleep(0)
@@ -541,6 +558,7 @@ async def test_silent_gateway_host_means_a_public_network(world):
     assert agent.status().nat == "public"
 
 
+@pytest.mark.rfc("6281", "4.4.1")
 async def test_nat_behind_nat_is_not_published(world):
     world.gateway.address = IPv4Address("192.168.1.1")
     agent = await world.agent()
@@ -578,6 +596,7 @@ async def test_truncated_answer_is_asked_for_over_tcp(world):
 
 
 @pytest.mark.rfc("7766", "7")
+@pytest.mark.rfc("1035", "7.3")
 async def test_noise_before_the_answer_is_ignored(world):
     question = Question(NS, Type.A, Class.IN)
     world.dns.noise = [b"", b"\0" * 5, encode(1, QR, (question,)), encode(2, QR, (Question(NS, 28, 1),))]
@@ -586,12 +605,23 @@ async def test_noise_before_the_answer_is_ignored(world):
 
 @pytest.mark.rfc("8765", "6.1")
 @pytest.mark.rfc("8764", "4")
+@pytest.mark.rfc("2782", "-")
+@pytest.mark.rfc("6281", "5.3")
 async def test_zone_and_services_are_found(world):
     found = resolver(world)
     assert await found.zone_of(from_text("mac.alice.members.example")) == ZONE
     service = await found.service(from_text("_dns-llq-tls._udp")[:-1] + DOMAIN)
     assert (service.target, service.addresses, service.port) == (NS, (IPv4Address(HERE),), world.dns.tls_port)
     assert await found.service(from_text("_nothing._udp")[:-1] + DOMAIN) is None
+
+
+@pytest.mark.rfc("2782", "-")
+async def test_of_several_services_the_first_with_an_address_is_taken(world):
+    owner, far = (from_text(labels)[:-1] + DOMAIN for labels in ("_several._udp", "far"))
+    several = ((20, 1, NS), (10, 2, NS), (0, 3, far))
+    world.dns.change(owner, Type.SRV, *(struct.pack("!3H", order, 0, port) + to for order, port, to in several))
+    service = await resolver(world).service(owner)
+    assert (service.target, service.addresses, service.port) == (NS, (IPv4Address(HERE),), 2)
 
 
 @pytest.mark.rfc("8945", "5.1")

@@ -214,6 +214,7 @@ def test_a_running_server_follows(config: Path, file: Path) -> None:
         assert server.log.count("followed another process") == 2
 
 
+@pytest.mark.rfc("1035", "5.2")
 @pytest.mark.parametrize(
     ("text", "complaints"),
     [

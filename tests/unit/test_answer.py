@@ -61,6 +61,9 @@ def texts(records: list[RR]) -> list[str]:
 @pytest.mark.rfc("4592", "2.2.2")
 @pytest.mark.rfc("1034", "3.6.2")
 @pytest.mark.rfc("8764", "4")
+@pytest.mark.rfc("1035", "2.3.3")
+@pytest.mark.rfc("2782", "-")
+@pytest.mark.rfc("4035", "3.1.4.1")
 @pytest.mark.parametrize(
     ("owner", "rtype", "rcode", "answers"),
     [
@@ -145,7 +148,22 @@ def test_ds_below_a_cut_is_referred(zone: Zone) -> None:
     assert not ask(zone, "x.cut.members.example.", "DS").is_authoritative
 
 
+@pytest.mark.rfc("9471", "3.2")
+def test_a_referral_has_the_addresses_of_hosts_in_other_delegations_too() -> None:
+    text = """
+        one.members.example. 60 NS ns.one.members.example.
+        one.members.example. 60 NS ns.two.members.example.
+        ns.one.members.example. 60 A 192.0.2.1
+        two.members.example. 60 NS ns.two.members.example.
+        ns.two.members.example. 60 A 192.0.2.2
+    """
+    additional = texts(ask(zone_of_text(text), "www.one.members.example.", "A").additional)
+    assert additional == ["ns.one.members.example. A", "ns.two.members.example. A"]
+
+
 @pytest.mark.rfc("1034", "4.3.2")
+@pytest.mark.rfc("1035", "4.1.1")
+@pytest.mark.rfc("6604", "2.1")
 def test_a_cname_into_a_delegation_ends_in_the_referral(zone: Zone) -> None:
     answer = ask(zone, "into.members.example.", "A")
     assert texts(answer.answers) == ["into.members.example. CNAME"]
@@ -198,6 +216,8 @@ def test_a_long_chain_is_cut_off() -> None:
     assert answer.rcode == Rcode.NOERROR
 
 
+@pytest.mark.rfc("1035", "3.3.11")
+@pytest.mark.rfc("1035", "3.3.9")
 def test_hosts_named_in_srv_mx_and_ns_come_with_their_addresses(zone: Zone) -> None:
     for owner, rtype in (("srv.members.example.", "SRV"), ("mx.members.example.", "MX")):
         assert [text.lower() for text in texts(ask(zone, owner, rtype).additional)] == [
@@ -273,6 +293,8 @@ def test_the_deepest_zone_answers_and_ds_belongs_to_the_parent() -> None:
     assert zones.enclosing(parent.apex, Type.DS) is parent, "no zone of ours lies above"
     assert zones.enclosing(fold(name("example."))) is None
     assert zones.enclosing(b"\0") is None
+    orphan = ask(child, "carol.members.example.", "DS")
+    assert (orphan.rcode, orphan.is_authoritative, texts(orphan.authority)) == (0, True, ["carol.members.example. SOA"])
 
 
 def test_a_root_zone_answers_for_every_name() -> None:

@@ -25,6 +25,7 @@ DOMAIN = "alice.members.example"
 
 
 @pytest.mark.rfc("6281", "5.2")
+@pytest.mark.rfc("6281", "3")
 def test_label_of_the_rfc_example():
     assert autotunnel_label(eui64(MAC)) == "AutoTunnel-00-22-69-FF-FE-8E-34-2A"
 
@@ -49,6 +50,8 @@ def test_tunnel_address_is_zero_at_boot_and_then_stays():
     assert interface.ensure(b"\2" * 7) == first == interface.address
 
 
+@pytest.mark.rfc("6281", "2")
+@pytest.mark.rfc("6281", "3")
 def test_host_names():
     names = host_names("myMacPro", DOMAIN, eui64(MAC))
     assert to_text(names.host) == "myMacPro.alice.members.example."
@@ -70,6 +73,7 @@ def test_no_mac(text):
         parse_mac(text)
 
 
+@pytest.mark.rfc("6281", "4.1")
 def test_default_gateway_of_the_lowest_metric():
     table = (
         "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
@@ -96,6 +100,7 @@ def plain_config(**changes):
     return config
 
 
+@pytest.mark.rfc("6281", "5.2")
 def test_config_defaults_are_those_of_rfc_6281():
     config = ClientConfig.model_validate(plain_config(watch__hosts=["other", "far.bob.members.example"]))
     assert (config.timing.update_lease, config.timing.llq_lease, config.timing.mapping_lifetime) == (5400, 7200, 3600)

@@ -193,6 +193,7 @@ class Wire:
 
 @pytest.mark.rfc("8764", "5.2")
 @pytest.mark.rfc("8764", "5.2.3")
+@pytest.mark.rfc("6281", "5.3")
 def test_four_way_handshake_over_udp():
     wire = Wire().open()
     (_, setup, first_id), (_, answer, second_id) = wire.server.requests
@@ -240,6 +241,7 @@ def test_unsigned_event_for_a_signed_subscription_is_ignored_on_udp():
 
 
 @pytest.mark.rfc("8764", "6.3")
+@pytest.mark.rfc("6281", "5.3")
 def test_event_edits_and_is_acknowledged():
     wire = Wire().open()
     wire.event(removed=(X,), added=(Y, Z), message_id=0xBEEF)
@@ -295,6 +297,7 @@ def test_malformed_rdata_is_dropped_whole():
 
 @pytest.mark.rfc("8764", "7.1")
 @pytest.mark.rfc("8764", "5.3")
+@pytest.mark.rfc("6281", "5.3")
 def test_refresh_at_80_90_95_percent_then_new_set_up():
     wire = Wire().open()
     wire.server.is_silent = True

@@ -137,6 +137,8 @@ def test_renewal_follows_the_granted_lifetime():
 
 @pytest.mark.rfc("6886", "3.1")
 @pytest.mark.rfc("6886", "3.3")
+@pytest.mark.rfc("6281", "4.1")
+@pytest.mark.rfc("6281", "4.2")
 def test_nine_tries_doubling_then_a_public_network():
     wire = Wire()
     wire.gateway.is_silent = True
@@ -188,6 +190,7 @@ def test_announcement_from_a_stranger_is_ignored():
 
 @pytest.mark.rfc("6886", "3.6")
 @pytest.mark.rfc("6886", "3.7")
+@pytest.mark.rfc("6281", "4.2")
 @pytest.mark.parametrize("seed", range(5))
 def test_lost_epoch_waits_at_random_then_asks_for_the_same_port(seed):
     wire = Wire(seed=seed).start()
@@ -259,6 +262,7 @@ def test_silent_gateway_at_renewal_ends_in_lapse_and_recovery():
 
 @pytest.mark.rfc("6886", "3.1")
 @pytest.mark.rfc("6886", "3.4")
+@pytest.mark.rfc("6281", "4.2")
 def test_shutdown_deletes_the_mapping():
     wire = Wire().start()
     wire.client.shutdown(now=0)

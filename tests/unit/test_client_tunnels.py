@@ -88,6 +88,7 @@ def test_five_steps_give_a_row():
     assert (row.state, row.since) == (TunnelState.UP, 5.0)
 
 
+@pytest.mark.rfc("6281", "5.3")
 def test_moved_peer_is_followed_though_its_aaaa_stays():
     table = Table().established()
     table.tell(A, Y.packed, now=9.0)
@@ -155,6 +156,7 @@ def test_list_is_bounded_and_only_of_the_members_domain():
     assert len(table.watched) == 1 + MAX_PEERS
 
 
+@pytest.mark.rfc("6281", "5.1")
 def test_local_move_counts_established_tunnels():
     table = Table().established()
     assert table.core.move_local(OWN, (X, 1)) == 1

@@ -66,6 +66,8 @@ def updates_of(message):
 @pytest.mark.rfc("2136", "4.4")
 @pytest.mark.rfc("9664", "4.2")
 @pytest.mark.rfc("9664", "5.2")
+@pytest.mark.rfc("2782", "-")
+@pytest.mark.rfc("6281", "3")
 def test_registration_as_dnspython_reads_it():
     message = dns.message.from_wire(registration_message(0x1234, ZONE, PLACE, 5400))
     assert message.id == 0x1234
@@ -191,6 +193,7 @@ def test_first_registration_waits_a_random_while_and_later_ones_do_not():
 
 
 @pytest.mark.rfc("9664", "5.2")
+@pytest.mark.rfc("6281", "5.2")
 @pytest.mark.parametrize("granted", [1800, 5400, 7200])
 def test_refresh_between_80_and_85_percent_of_the_grant(granted):
     for seed in range(20):

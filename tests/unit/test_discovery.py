@@ -29,6 +29,9 @@ def _text(record: RR) -> str:
 
 
 @pytest.mark.rfc("8764", "4")
+@pytest.mark.rfc("2782", "-")
+@pytest.mark.rfc("6281", "5.2")
+@pytest.mark.rfc("6281", "5.3")
 def test_every_family_points_to_its_port() -> None:
     found = {_text(record) for record in discovery_records(ALICE, SERVER)}
     wanted = {"_dns-push-tls._tcp.alice.members.example. 600 0 0 0 ."}
@@ -38,6 +41,7 @@ def test_every_family_points_to_its_port() -> None:
     assert found == wanted
 
 
+@pytest.mark.rfc("2782", "-")
 def test_without_tls_no_tls_name_points_anywhere() -> None:
     targets = {
         to_text(record.owner): record.rdata[6:] for record in discovery_records(ZONE, PLAIN) if b"-tls" in record.owner

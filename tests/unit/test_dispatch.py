@@ -88,6 +88,7 @@ def test_an_acknowledgement_is_taken_in_silence(core: Core, monkeypatch: pytest.
 # What cannot be read
 
 
+@pytest.mark.rfc("1035", "4.1.1")
 @pytest.mark.parametrize("size", range(12, len(query_message(MAC, edns=EDNS))))
 def test_a_truncated_query_is_formerr_with_a_header_alone(core: Core, size: int) -> None:
     (wire,) = core.handle(query_message(MAC, edns=EDNS)[:size])
@@ -100,6 +101,8 @@ def test_an_unreadable_message_of_any_opcode_is_formerr(core: Core, opcode: int)
     assert decode(wire).header[:2] == (9, QR | opcode << 11 | Rcode.FORMERR)
 
 
+@pytest.mark.rfc("1035", "4.1.1")
+@pytest.mark.rfc("1035", "6.4")
 @pytest.mark.parametrize("opcode", [1, 2, 3, 4, 6, 7, 15])
 def test_an_opcode_that_is_not_spoken_is_notimp(core: Core, opcode: int) -> None:
     reply = core.ask(query_message(MAC, flags=opcode << 11, edns=EDNS))
@@ -119,6 +122,7 @@ def test_another_edns_version_is_badvers(core: Core, version: int, opcode: int) 
 # Queries
 
 
+@pytest.mark.rfc("1035", "4.1.2")
 @pytest.mark.parametrize(
     ("count", "rcode"), [(0, Rcode.FORMERR), (1, Rcode.NOERROR), (2, Rcode.FORMERR), (40, Rcode.FORMERR)]
 )
@@ -126,6 +130,8 @@ def test_a_query_has_one_question(core: Core, count: int, rcode: Rcode) -> None:
     assert core.ask(encode(1, 0, [Question(name(MAC), Type.A, Class.IN)] * count)).rcode == rcode
 
 
+@pytest.mark.rfc("1035", "3.2.4")
+@pytest.mark.rfc("1035", "3.2.5")
 @pytest.mark.parametrize(
     ("rclass", "rcode"), [(Class.IN, 0), (Class.ANY, 5), (Class.CH, 5), (Class.NONE, 5), (0, 5), (4711, 5)]
 )
@@ -134,6 +140,7 @@ def test_only_class_in_is_served(core: Core, rclass: int, rcode: int) -> None:
     assert (reply.rcode, len(reply.answers)) == (rcode, 0 if rcode else 1)
 
 
+@pytest.mark.rfc("1035", "4.1.1")
 @pytest.mark.parametrize("owner", ["example.", ".", "www.example.net.", "version.bind.", "notmembers.example."])
 def test_a_name_in_no_zone_of_ours_is_refused(core: Core, owner: str) -> None:
     reply = core.query(owner, edns=EDNS)
@@ -142,6 +149,7 @@ def test_a_name_in_no_zone_of_ours_is_refused(core: Core, owner: str) -> None:
     assert not reply.flag(AA)
 
 
+@pytest.mark.rfc("1035", "3.2.3")
 @pytest.mark.parametrize("rtype", [0, 41, 128, 249, 250, 251, 252, 253, 254])
 def test_a_type_that_is_no_data_is_notimp(core: Core, rtype: int) -> None:
     assert core.query(MAC, rtype).rcode == Rcode.NOTIMP
@@ -158,6 +166,7 @@ def test_an_llq_option_goes_to_the_push_service(core: Core) -> None:
 
 
 @pytest.mark.rfc("7766", "5")
+@pytest.mark.rfc("1035", "4.2.1")
 def test_too_much_for_a_datagram_is_truncated_and_whole_on_a_stream() -> None:
     lines = [f"big.members.example. 60 AAAA 2001:db8::{number:x}" for number in range(1, 60)]
     core = Core([zone_of_text("\n".join(lines))])
@@ -331,6 +340,7 @@ def test_the_reply_to_an_update_is_signed_with_the_time_of_the_reply(core: Core)
 # Faults of ours, logs and counts
 
 
+@pytest.mark.rfc("1035", "4.1.1")
 def test_a_fault_of_ours_is_servfail_once_counted_and_logged(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     def fault(*_: object) -> Zone:
         raise RuntimeError("a bug")
@@ -411,6 +421,7 @@ def test_the_version_is_told_in_class_ch_when_it_is_set(owner: str, rtype: str, 
         )
 
 
+@pytest.mark.rfc("6604", "3")
 def test_aliases_in_a_loop_are_servfail_and_say_so() -> None:
     core = Core(
         [

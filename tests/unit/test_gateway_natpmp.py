@@ -59,6 +59,7 @@ class Desk:
 
 
 @pytest.mark.rfc("6886", "3.2")
+@pytest.mark.rfc("6281", "4.3")
 def test_external_address() -> None:
     assert Desk().send("0000") == bytes.fromhex("0080 0000 0000138a c6336407")
 
@@ -97,6 +98,7 @@ def test_repeated_request_with_another_suggestion_keeps_the_port() -> None:
 
 
 @pytest.mark.rfc("6886", "3.3")
+@pytest.mark.rfc("6281", "4.2")
 def test_second_client_and_companion() -> None:
     desk = Desk()
     assert desk.map(4500, 4500) == "0: 4500 4500 3600"
@@ -123,6 +125,7 @@ def test_lifetime_is_clamped() -> None:
 
 @pytest.mark.rfc("6886", "3.3")
 @pytest.mark.rfc("6886", "3.4")
+@pytest.mark.rfc("6281", "4.2")
 def test_lapsed_mapping_is_gone() -> None:
     desk = Desk()
     desk.map(4500, 4500, 120)

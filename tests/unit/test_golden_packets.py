@@ -31,6 +31,7 @@ def resigned(packet: str, number: int) -> bytes:
 
 @pytest.mark.rfc("6281", "7.2")
 @pytest.mark.rfc("9664", "4.3")
+@pytest.mark.rfc("6281", "5.2")
 def test_an_apple_client_registers_its_service_and_refreshes_it() -> None:
     core = Core(allow_md5=True)
     core.keyring.replace([Principal(OURS, None, None)])

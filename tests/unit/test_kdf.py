@@ -12,6 +12,7 @@ from server.kdf import KdfParameters
 SALT = bytes(range(16))
 
 
+@pytest.mark.rfc("6281", "7.2")
 def test_the_secret_is_plain_scrypt_of_password_and_salt() -> None:
     parameters = KdfParameters(SALT, n=1 << 14)
     wanted = hashlib.scrypt(b"correct horse", salt=SALT, n=1 << 14, r=8, p=1, dklen=32, maxmem=1 << 26)

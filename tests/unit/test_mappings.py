@@ -229,6 +229,7 @@ def test_many_renewals_do_not_pile_up_deadlines() -> None:
 
 
 @pytest.mark.rfc("6886", "3.4")
+@pytest.mark.rfc("6281", "4.2")
 def test_deletion_and_its_repetition_succeed() -> None:
     played = Played()
     played.ask(Key(UDP, A, 4500))

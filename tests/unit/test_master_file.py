@@ -68,6 +68,7 @@ TEXTS = [
     ("SVCB", r'1 foo.example. alpn="f\\\\oo\\,bar,h2"'),
     ("SVCB", r'1 foo.example. key667="hello\210qoo"'),
     ("SVCB", "1 foo.example. key667=hello"),
+    ("HTTPS", r"1 . key1=\002h2 key3=\001\187"),
     ("SVCB", '1 foo.example. dohpath="/q{?dns}"'),
     ("TYPE65280", r"\# 4 0a 000001"),
     ("TYPE65280", r"\# 0"),
@@ -75,6 +76,17 @@ TEXTS = [
 ]
 
 
+@pytest.mark.rfc("1035", "3.3")
+@pytest.mark.rfc("2782", "-")
+@pytest.mark.rfc("4034", "2.2")
+@pytest.mark.rfc("4034", "3.2")
+@pytest.mark.rfc("4034", "4.2")
+@pytest.mark.rfc("4034", "5.3")
+@pytest.mark.rfc("9460", "2.1")
+@pytest.mark.rfc("9460", "2.2")
+@pytest.mark.rfc("9460", "7.1.1")
+@pytest.mark.rfc("9460", "7.3")
+@pytest.mark.rfc("9460", "8")
 @pytest.mark.parametrize(("kind", "text"), TEXTS)
 def test_rdata_is_what_dnspython_reads_and_its_text_comes_back(kind: str, text: str) -> None:
     rtype = type_number(kind)
@@ -87,6 +99,12 @@ def test_rdata_is_what_dnspython_reads_and_its_text_comes_back(kind: str, text: 
     assert rdata_from(rtype, split_words(written), ROOT) == wire
 
 
+@pytest.mark.rfc("9460", "2.1")
+@pytest.mark.rfc("9460", "2.4.3")
+@pytest.mark.rfc("9460", "7.1.1")
+@pytest.mark.rfc("9460", "7.2")
+@pytest.mark.rfc("9460", "7.3")
+@pytest.mark.rfc("9460", "8")
 @pytest.mark.parametrize(
     ("kind", "text", "complaint"),
     [
@@ -122,6 +140,15 @@ def test_rdata_is_what_dnspython_reads_and_its_text_comes_back(kind: str, text: 
         ("HTTPS", "1 . port=1 port=2", "there twice"),
         ("HTTPS", "1 . mandatory=port", "port is mandatory and not there"),
         ("HTTPS", "1 . no-default-alpn=x", "has no value"),
+        ("HTTPS", "1 . no-default-alpn", "wants alpn"),
+        ("HTTPS", "1 . key0=abc", "numbers of 2 octets"),
+        ("HTTPS", "1 . mandatory=alpn,alpn alpn=h2", "twice, or itself"),
+        ("HTTPS", "1 . mandatory=mandatory", "twice, or itself"),
+        ("HTTPS", r"1 . mandatory=\097lpn alpn=h2", "takes no escapes"),
+        ("HTTPS", r"1 . port=\056", "takes no escapes"),
+        ("HTTPS", r"1 . ipv4hint=192.0.2.\049", "takes no escapes"),
+        ("HTTPS", r"1 . ipv6hint=2001:db8::\049", "takes no escapes"),
+        ("HTTPS", "1 . key0667=x", "not a service parameter"),
         ("TYPE65280", r"\# 3 00", "says 3 octets and 1 follow"),
         ("TYPE65280", r"\# x 00", "wants a length"),
         ("A", r"\# 3 000000", "rdata has not the length of its type"),
@@ -219,6 +246,7 @@ def ours(found: list[RR]) -> set[tuple[str, int, bytes, int]]:
     return {(dns.name.from_wire(rr.owner, 0)[0].to_text().lower(), rr.rtype, rr.rdata, rr.ttl) for rr in found}
 
 
+@pytest.mark.rfc("1035", "5.1")
 def test_a_file_with_all_of_the_grammar_is_what_dnspython_reads() -> None:
     assert ours(records(FILE)) == theirs(FILE)
 
@@ -231,6 +259,7 @@ def test_what_is_written_is_read_again_by_both() -> None:
 
 
 @pytest.mark.rfc("2308", "4")
+@pytest.mark.rfc("1035", "5.1")
 def test_a_ttl_left_out_is_that_of_ttl_directive_else_the_last_said() -> None:
     """RFC 2308 §4, RFC 1035 §5.1."""
     found = records("@ 7 NS a\nb A 192.0.2.1\n$TTL 9\nc A 192.0.2.1\nd 3 A 192.0.2.1\ne A 192.0.2.1\n")
@@ -251,6 +280,8 @@ def test_lines_of_records() -> None:
 
 
 @pytest.mark.rfc("6891", "6.1.1")
+@pytest.mark.rfc("1035", "5.1")
+@pytest.mark.rfc("1035", "5.2")
 @pytest.mark.parametrize(
     ("text", "line", "complaint"),
     [
@@ -319,6 +350,7 @@ def including(text: str, files: dict[str, str]) -> list[Record | Problem]:
     return list(Parser(APEX, opened).read(text.encode().splitlines(keepends=True)))
 
 
+@pytest.mark.rfc("1035", "5.1")
 def test_an_included_file_stands_where_it_is_named() -> None:
     """RFC 1035 §5.1: its origin and its owner end with it."""
     text = """a 1 A 192.0.2.1

@@ -150,6 +150,7 @@ async def test_what_an_update_changed_stays_over_a_restart(store: Store) -> None
     assert srv not in await _content(store, zone.id)
 
 
+@pytest.mark.rfc("6281", "2")
 async def test_an_open_member_is_a_subtree_of_the_service_zone(store: Store) -> None:
     key = await members.add_member(store, "Alice", private=False, now=NOW)
     assert (key.name, key.algorithm, len(key.secret)) == (ALICE, SHA256, 32)
@@ -162,6 +163,7 @@ async def test_an_open_member_is_a_subtree_of_the_service_zone(store: Store) -> 
     await _check_journal(store)
 
 
+@pytest.mark.rfc("6281", "2")
 async def test_a_private_member_is_a_zone_of_its_own_with_a_delegation(store: Store) -> None:
     await members.add_member(store, "bob", private=True, now=NOW)
     domain = from_text("bob.members.example.")
@@ -256,6 +258,7 @@ async def test_device_keys_live_beside_each_other_until_revoked(store: Store) ->
         await add_key(store, "alice", "_x", now=NOW)
 
 
+@pytest.mark.rfc("6281", "7.2")
 async def test_a_password_key_is_published_for_derivation_and_withdrawn_with_the_key(store: Store) -> None:
     key = await members.add_member(store, "alice", private=True, now=NOW, password="correct horse")
     zone = await _zone(store, ZONE)

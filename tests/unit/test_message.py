@@ -42,6 +42,7 @@ def plain(message: Message) -> list[tuple[str, int, int, int, bytes]]:
 
 
 @pytest.mark.rfc("1035", "4.1.1")
+@pytest.mark.rfc("1035", "2.3.2")
 def test_header_fields_stand_where_the_rfc_draws_them() -> None:
     header = messages.decode_header(bytes.fromhex("abcd ad85 0001 0002 0003 0004"))
     assert header == (0xABCD, 0xAD85, 1, 2, 3, 4)
@@ -67,6 +68,7 @@ def test_a_bare_header_is_a_message() -> None:
     assert message.tsig is None
 
 
+@pytest.mark.rfc("1035", "4.1")
 @pytest.mark.parametrize(
     "item", golden.below("llq") + golden.below("update") + golden.below("tsig"), ids=lambda g: g.name
 )
@@ -82,6 +84,7 @@ def test_packets_of_other_programs_decode_and_every_shorter_piece_does_not(item:
         decode(item.wire + b"\x00")
 
 
+@pytest.mark.rfc("1035", "4.1.3")
 def test_apple_registration_is_read_record_by_record() -> None:
     wire = golden.load("update/apple-register")
     message = decode(wire)
@@ -138,6 +141,7 @@ def test_nsupdate_writes_every_form_and_each_is_kept() -> None:
 
 
 @pytest.mark.rfc("2136", "3.2")
+@pytest.mark.rfc("1035", "3.2.1")
 @pytest.mark.parametrize("rclass", [0, Class.IN, Class.CH, Class.NONE, Class.ANY, 65535])
 @pytest.mark.parametrize("rtype", [0, Type.A, Type.SOA, Type.ANY, Type.AXFR, 65280, 65535])
 @pytest.mark.parametrize("ttl", [0, 77, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF])
@@ -204,6 +208,7 @@ def test_opt_need_not_come_first() -> None:
     assert message.tsig is message.additional[2]
 
 
+@pytest.mark.rfc("1035", "4.1.3")
 @pytest.mark.parametrize(
     ("counts", "body"),
     [
@@ -341,6 +346,7 @@ def test_rollback_restores_counts_so_that_an_earlier_section_can_go_on() -> None
     assert message.additional == ()
 
 
+@pytest.mark.rfc("1035", "4.1")
 def test_sections_are_written_in_order() -> None:
     builder = Builder(1, QR)
     assert builder.authority(ZONE, Type.A, 0, b"abcd")

@@ -50,6 +50,7 @@ WELL_FORMED = [
 
 
 @pytest.mark.rfc("3597", "4")
+@pytest.mark.rfc("1035", "3.3")
 @pytest.mark.parametrize(("rtype", "sent", "whole"), WELL_FORMED)
 def test_names_are_made_whole_where_the_rfcs_allow_compression(rtype: int, sent: bytes, whole: bytes) -> None:
     message = HEAD + sent + b"after"
@@ -76,6 +77,7 @@ def test_canonical_form_keeps_the_case_of_strings_beside_names() -> None:
     assert rdata.canonical(Type.TXT, b"\x02AB") == b"\x02AB"
 
 
+@pytest.mark.rfc("1035", "3.3")
 @pytest.mark.parametrize(
     ("rtype", "sent"),
     [
@@ -131,6 +133,7 @@ def test_a_name_in_rdata_may_point_at_an_earlier_name_of_the_same_rdata() -> Non
     assert rdata.expand(Type.SOA, HEAD + sent, 18, len(sent)) == WHOLE + b"\x01h" + WHOLE + bytes(20)
 
 
+@pytest.mark.rfc("1035", "3.3.13")
 def test_soa_numbers_are_read_and_replaced_in_place() -> None:
     numbers = b"".join(value.to_bytes(4, "big") for value in (7, 8, 9, 10, 11))
     soa = from_text("ns.example") + from_text("hostmaster.example") + numbers

@@ -34,6 +34,8 @@ def build(message: Message, answer: Answer | None = None, peer: Peer = UDP, rcod
 
 
 @pytest.mark.rfc("8764", "3.2")
+@pytest.mark.rfc("1035", "2.3.4")
+@pytest.mark.rfc("4035", "3")
 @pytest.mark.parametrize(
     ("edns", "peer", "limit"),
     [
@@ -54,6 +56,9 @@ def test_the_limit_of_a_reply(edns: Opt | None, peer: Peer, limit: int) -> None:
     assert size_limit(request(edns), peer) == limit
 
 
+@pytest.mark.rfc("1035", "4.1.1")
+@pytest.mark.rfc("4035", "3")
+@pytest.mark.rfc("4035", "3.1.6")
 @pytest.mark.parametrize("flags", [0, RD, 0x07F0, Opcode.UPDATE << 11 | RD])
 def test_flags_of_the_request_that_come_back_are_opcode_and_rd(flags: int) -> None:
     header = build(request(flags=flags)).message.header
@@ -61,17 +66,20 @@ def test_flags_of_the_request_that_come_back_are_opcode_and_rd(flags: int) -> No
     assert header_only(header, Rcode.FORMERR) == struct.pack("!6H", 0x4321, header.flags | Rcode.FORMERR, 0, 0, 0, 0)
 
 
+@pytest.mark.rfc("1035", "4.1.1")
 def test_aa_is_the_answers() -> None:
     assert build(request(), Answer()).flag(AA)
     assert not build(request(), Answer(is_authoritative=False)).flag(AA)
     assert not build(request()).flag(AA)
 
 
+@pytest.mark.rfc("1035", "4.1.2")
 def test_the_question_comes_back_in_its_own_case() -> None:
     message = decode(query_message("MaC.members.EXAMPLE."))
     assert build(message, Answer()).message.questions == message.questions
 
 
+@pytest.mark.rfc("1035", "4.1.1")
 @pytest.mark.parametrize("edns", [None, Opt(700), Opt(1232)])
 def test_a_truncated_reply_fits_and_says_so(edns: Opt | None) -> None:
     limit = size_limit(request(edns), UDP)
@@ -101,9 +109,16 @@ def test_additional_records_go_first_and_silently() -> None:
 
 
 @pytest.mark.rfc("9471", "3.1")
-def test_a_referral_without_all_its_glue_is_truncated() -> None:
+@pytest.mark.rfc("9471", "1")
+@pytest.mark.parametrize("aliases", [[], [RR(OWNER, Type.CNAME, 60, APEX)]], ids=["at once", "behind an alias"])
+def test_a_referral_without_all_its_glue_is_truncated(aliases: list[RR]) -> None:
     ns = RR(APEX, Type.NS, 60, rdata("NS", "ns.members.example."))
-    many = Answer(is_authoritative=False, authority=[ns], additional=addresses(20, name("ns.members.example.")))
+    many = Answer(
+        is_authoritative=bool(aliases),
+        answers=aliases,
+        authority=[ns],
+        additional=addresses(20, name("ns.members.example.")),
+    )
     assert build(request(), many).flag(TC)
     many.additional = many.additional[:3]
     reply = build(request(), many)
@@ -181,6 +196,7 @@ def of(message: Message, principal: Principal | None = ALICE) -> Reply:
 
 @pytest.mark.rfc("8945", "5.3")
 @pytest.mark.rfc("8945", "5.1")
+@pytest.mark.rfc("6281", "7.2")
 @pytest.mark.parametrize("edns", [None, Opt(512), Opt(1232)])
 def test_a_signed_reply_is_last_signed_and_fits(edns: Opt | None) -> None:
     message = signed_request(edns)

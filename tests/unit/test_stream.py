@@ -125,6 +125,7 @@ def test_answers_go_out_as_they_become_ready() -> None:
 
 
 @pytest.mark.rfc("7766", "6.2.3")
+@pytest.mark.rfc("1035", "4.2.2")
 def test_an_idle_connection_is_dropped_and_a_trickle_is_idle() -> None:
     async def scenario() -> None:
         house = House()
@@ -148,6 +149,7 @@ def test_an_idle_connection_is_dropped_and_a_trickle_is_idle() -> None:
     in_time(scenario)
 
 
+@pytest.mark.rfc("1035", "4.2.2")
 def test_who_is_owed_an_answer_or_has_a_subscription_is_not_idle() -> None:
     async def scenario() -> None:
         house = House()
@@ -166,6 +168,7 @@ def test_who_is_owed_an_answer_or_has_a_subscription_is_not_idle() -> None:
     in_time(scenario)
 
 
+@pytest.mark.rfc("1035", "4.2.2")
 def test_who_sends_no_more_is_answered_still() -> None:
     async def scenario() -> None:
         house = House()
@@ -195,6 +198,7 @@ def test_nothing_is_sent_once_the_connection_is_gone() -> None:
 
 
 @pytest.mark.rfc("7766", "8")
+@pytest.mark.rfc("1035", "4.2.2")
 def test_length_and_message_go_out_in_one_write() -> None:
     async def scenario() -> None:
         house = House()

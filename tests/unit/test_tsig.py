@@ -298,6 +298,7 @@ def test_time_signed_has_48_bits() -> None:
 
 
 @pytest.mark.rfc("8945", "5.2.1")
+@pytest.mark.rfc("6281", "7.2")
 def test_an_unknown_key_or_another_algorithm_is_badkey_whatever_else_is_wrong() -> None:
     wire = changed(sign(QUERY, KEY, now=NOW - 9999)[0], mac=b"")
     message, tsig = opened(wire)

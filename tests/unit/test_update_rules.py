@@ -138,6 +138,7 @@ def test_a_name_compressed_in_the_rdata_of_a_deletion_is_made_whole() -> None:
 
 
 @pytest.mark.rfc("2181", "8")
+@pytest.mark.rfc("1035", "2.3.4")
 def test_a_ttl_with_its_top_bit_set_is_zero() -> None:
     ttls = [0x7FFFFFFF, 0x80000000, 0xFFFFFFFF]
     update = read_update(decode(update_message([Item(MAC, Type.A, Class.IN, ttl, A) for ttl in ttls])), APEX)
