@@ -1,7 +1,7 @@
 """Write docs/rfc-coverage.md from the `rfc` markers of the tests; with --check, fail when it is stale.
 
-A marker stands for a normative sentence that a test holds us to: `@pytest.mark.rfc("2136", "3.2.4")`. Where an RFC has
-an inventory of its sentences (tools/rfc_inventory.py), that is the table, what is not claimed included.
+A marker stands for a normative sentence that a test holds us to: `@pytest.mark.rfc("2136", "3.2.4")`. The inventory of
+an RFC's sentences (tools/rfc_inventory.py) is its table, what is not claimed included.
 """
 
 import ast
@@ -9,7 +9,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from tools.rfc_inventory import FOLDER, Sentence, sentences
+from tools.rfc_inventory import Sentence, sentences
 
 ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "docs" / "rfc-coverage.md"
@@ -86,22 +86,17 @@ def render() -> str:
     lines = [
         "# What the tests hold us to",
         "",
-        "Made by `make coverage-table` from the tests' `rfc` markers and, where there is one, the inventory of the",
-        "RFC's normative sentences in our words ([tests/data/normative](../tests/data/normative)). A test fails when a",
-        "sentence names a test that is not there or not marked so, or when a MUST or SHOULD of the text is missing.",
+        "Made by `make coverage-table` from the tests' `rfc` markers and the inventory of each RFC's normative",
+        "sentences in our words ([tests/data/normative](../tests/data/normative)). A test fails when a sentence names",
+        "a test that is not there or not marked so, when a MUST or SHOULD of the text is missing, or when a marked",
+        "RFC has no inventory.",
         "",
     ]
     for rfc in sorted(table, key=int):
         lines += [f"## RFC {rfc} {TITLES.get(rfc, '')}".rstrip(), ""]
-        lines += _of_inventory(sentences(rfc), table[rfc]) if (FOLDER / f"rfc{rfc}.tsv").exists() else _of(table[rfc])
+        lines += _of_inventory(sentences(rfc), table[rfc])
         lines.append("")
     return "\n".join(lines)
-
-
-def _of(marked: dict[str, list[str]]) -> list[str]:
-    """The tests of each section, of an RFC without an inventory."""
-    rows = [f"| {section} | {', '.join(sorted(set(tests)))} |" for section, tests in _in_order(marked)]
-    return ["| section | tests |", "|---|---|", *rows]
 
 
 def _of_inventory(listed: list[Sentence], marked: dict[str, list[str]]) -> list[str]:

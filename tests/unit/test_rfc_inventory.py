@@ -25,6 +25,10 @@ def test_every_listed_rfc_has_an_inventory_and_a_count() -> None:
     assert numbers() == sorted(keywords(), key=int)
 
 
+def test_every_marked_rfc_has_an_inventory(marked: dict[str, set[tuple[str, str, str]]]) -> None:
+    assert sorted(set(marked) - set(numbers()), key=int) == []
+
+
 @pytest.mark.parametrize("rfc", numbers())
 def test_every_keyword_of_the_text_is_accounted_for(rfc: str) -> None:
     """Section by section: as many as the text has, no more, no fewer."""
