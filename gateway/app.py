@@ -1,7 +1,8 @@
 """The gateway as one object: sockets, mapping table, back end and state file joined.
 
 One task carries out the table's effects, in this order: installations, then one commit for all changes at hand, then
-the answers. Whatever arrives during a commit goes into the next one, so a busy gateway pays for few of them.
+the answers. What arrives during a commit is installed meanwhile and goes into the next one, so that a busy gateway pays
+for few of them and waits for none.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import assert_never
 
@@ -57,6 +59,21 @@ FAILURE_SECONDS = 1.0
 """Wait after a fault of our own, before the worker goes on."""
 
 
+@dataclass(slots=True)
+class _Outcome:
+    """What effects led to, to be told when it is stored."""
+
+    changes: list[Changed] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+    addresses: list[str | None] = field(default_factory=list)
+
+    def __iadd__(self, later: _Outcome) -> _Outcome:
+        self.changes += later.changes
+        self.answers += later.answers
+        self.addresses += later.addresses
+        return self
+
+
 class Gateway:
     """A gateway for NAT-PMP and PCP. `start` raises `StartError`; a gateway is started once and stopped once."""
 
@@ -91,6 +108,7 @@ class Gateway:
         self._ended = asyncio.Event()
         self._stop_asked_for = False
         self._settled: list[asyncio.Future[None]] = []
+        self._outcome = _Outcome()
 
     # -- for the composition root ----------------------------------------------------------------------------------
 
@@ -376,19 +394,55 @@ class Gateway:
         return max(0.0, earliest - self._system.monotonic())
 
     async def _settle(self) -> None:
-        """Carry out all effects at hand: back end first, then the state file, then answers, then what is to be told."""
-        changes: list[Changed] = []
-        answers: list[Answer] = []
-        addresses: list[str | None] = []
+        """Carry out all effects at hand, make durable what they changed, then answer and tell.
+
+        While the disk is waited for, effects that come are carried out already; the next turn makes them durable.
+        """
+        self._carry_out_effects()
+        outcome, self._outcome = self._outcome, _Outcome()
+        has_news = outcome.changes or outcome.answers or outcome.addresses
+        if self._saving.is_due and (has_news or self._saving.may_try(self._system.monotonic())):
+            commit = asyncio.create_task(self._saving.commit(self._table))
+            commit.add_done_callback(lambda _: self._wake.set())
+            while not commit.done():
+                await self._wake.wait()
+                self._wake.clear()
+                if not commit.done():
+                    self._carry_out_effects()
+            # What came meanwhile may rest on what this commit held, so with it that fails, too.
+            if not commit.result():
+                outcome += self._outcome
+                self._outcome = _Outcome()
+                self._take_back(outcome)
+            self._wake.set()
+        self._send_answers(outcome.answers)
+        for address in outcome.addresses:
+            self._teller.address_changed(address)
+        if outcome.changes:
+            now = self._system.monotonic()
+            self._teller.mappings_changed(outcome.changes, address=self._table.external_address, now=now)
+        if self._igd is not None and (outcome.changes or outcome.addresses):
+            self._igd.changed(with_address=bool(outcome.addresses))
+
+    def _take_back(self, outcome: _Outcome) -> None:
+        """What could not be stored: mappings that are new do not stay, and nothing is granted."""
+        for changed in outcome.changes:
+            if changed.change is Change.CREATED:
+                self._table.discard(changed.mapping.key)
+        outcome.answers = [Answer(answer.ticket, Verdict.NO_RESOURCES) for answer in outcome.answers]
+
+    def _carry_out_effects(self) -> None:
+        """Have the back end do what the table asks for; what it led to is gathered in `_outcome`."""
+        outcome = self._outcome
         while effects := self._table.take_effects():
             installs: list[Install] = []
             self._backend.hold()
             for effect in effects:
                 match effect:
                     case Answer():
-                        answers.append(effect)
+                        outcome.answers.append(effect)
                     case Changed():
-                        changes.append(effect)
+                        outcome.changes.append(effect)
                         self._saving.note(effect)
                         self._updates.end(effect.mapping.key)
                     case Install():
@@ -399,7 +453,7 @@ class Gateway:
                         self._backend.restrict(number, filters)
                     case AddressChanged(address):
                         self._saving.note_epoch()
-                        addresses.append(address)
+                        outcome.addresses.append(address)
                         self._lan.announce(now=self._system.monotonic())
                     case EpochReset():
                         self._saving.note_epoch()
@@ -410,20 +464,6 @@ class Gateway:
                     case _:
                         assert_never(effect)
             self._carry_out(installs)
-        if self._saving.is_due and not await self._saving.commit(self._table):
-            for changed in changes:
-                if changed.change is Change.CREATED:
-                    self._table.discard(changed.mapping.key)
-            answers = [Answer(answer.ticket, Verdict.NO_RESOURCES) for answer in answers]
-            self._wake.set()
-        self._send_answers(answers)
-        for address in addresses:
-            self._teller.address_changed(address)
-        if changes:
-            now = self._system.monotonic()
-            self._teller.mappings_changed(changes, address=self._table.external_address, now=now)
-        if self._igd is not None and (changes or addresses):
-            self._igd.changed(with_address=bool(addresses))
 
     def _carry_out(self, installs: list[Install]) -> None:
         """Have all changes of a round carried out, and tell the table how its installations ended."""

@@ -1,7 +1,7 @@
 """What of the mappings is not in the state file yet, and the commits that bring it there.
 
 A commit holds all that is unsaved when it begins, so that many requests share the wait for the disk. It runs in a
-thread of its own; one runs at a time.
+thread of its own; one runs at a time. What changes meanwhile goes into the next one.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Saving:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gateway-state")
         self._state: StateFile | None = None
         self._unsaved: dict[Key, Mapping | None] = {}
+        self._under_way: dict[Key, Mapping | None] = {}
+        """What the commit holds that runs now."""
         self._must_commit = False
         self._retry_at: float | None = None
         self._clock_offset = 0.0
@@ -75,10 +77,14 @@ class Saving:
         """Whether there is something to commit."""
         return bool(self._unsaved) or self._must_commit
 
+    def may_try(self, now: float) -> bool:
+        """Whether no wait after a failed commit is under way."""
+        return self._retry_at is None or now >= self._retry_at
+
     @property
     def has_unsaved(self) -> bool:
         """Whether mappings are not stored as they are."""
-        return bool(self._unsaved)
+        return bool(self._unsaved or self._under_way)
 
     def next_deadline(self) -> float:
         """When a commit is to be tried again or the clocks are to be compared."""
@@ -102,9 +108,10 @@ class Saving:
     async def commit(self, table: MappingTable, *, rewrite: bool = False) -> bool:
         """Make durable what is unsaved. After a failure it stays unsaved, and a retry is due soon."""
         assert self._state is not None
-        state, unsaved = self._state, self._unsaved
-        if rewrite:
-            unsaved = {mapping.key: mapping for mapping in table.mappings()}
+        state, held = self._state, self._unsaved
+        self._under_way, self._unsaved = held, {}
+        must_commit, self._must_commit = self._must_commit, False
+        unsaved = {mapping.key: mapping for mapping in table.mappings()} if rewrite else held
         now, unix = self._system.monotonic(), self._system.unix()
         epochs = {"epoch": table.age(now), "strict_epoch": table.strict_age(now)}
         address = table.last_address
@@ -117,11 +124,13 @@ class Saving:
                 self._log.error("mappings cannot be stored", reason=str(error))
             self._counters["failed commits"] += 1
             self._retry_at = now + RETRY_SECONDS
+            self._unsaved = held | self._unsaved
+            self._must_commit |= must_commit
             return False
+        finally:
+            self._under_way = {}
         self._counters["commits"] += 1
         self._retry_at = None
-        self._must_commit = False
-        self._unsaved = {}
         return True
 
     async def check_clocks(self, table: MappingTable, now: float) -> None:

@@ -7,18 +7,22 @@ from one at a time. Times in the file are wall-clock seconds, for a monotonic cl
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sqlite3
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from .errors import StartError, StoreError
 from .mappings import Filter, Key, Mapping, Origin, Transport
 
 FORMAT = 2
+TOGETHER = 32
+"""Rows in one statement."""
 _EPOCH_TABLE = """
 CREATE TABLE epoch (
     id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -173,14 +177,9 @@ class StateFile:
             with self._transaction():
                 if rewrite:
                     self._connection.execute("DELETE FROM mapping")
-                self._connection.executemany(
-                    "DELETE FROM mapping WHERE transport = ? AND host = ? AND internal_port = ?", gone
-                )
+                self._run_for(_deletion, gone)
                 # A port may pass from one row to another in one commit: who gets it takes the place of who had it.
-                self._connection.executemany(
-                    "INSERT OR REPLACE INTO mapping VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    list(_rows(kept, now=now, unix=unix)),
-                )
+                self._run_for(_insertion, list(_rows(kept, now=now, unix=unix)))
                 self._connection.execute(
                     "INSERT OR REPLACE INTO epoch VALUES (1, ?, ?, ?, ?)", (epoch, strict_epoch, address, unix)
                 )
@@ -190,6 +189,15 @@ class StateFile:
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
+
+    def _run_for(self, statement: Callable[[int], str], rows: Sequence[tuple[object, ...]]) -> None:
+        """Run a statement for all rows, for many at a time: each statement run gives up the interpreter and waits for
+        it again, while the rest of the gateway works."""
+        at = 0
+        for size in (TOGETHER, 1):
+            while len(rows) - at >= size:
+                self._connection.execute(statement(size), list(chain.from_iterable(rows[at : at + size])))
+                at += size
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -234,6 +242,19 @@ def _keep_private(path: Path) -> None:
                 os.fchmod(descriptor, 0o600)
         finally:
             os.close(descriptor)
+
+
+@functools.cache
+def _deletion(size: int) -> str:
+    # Each of these is looked up by the primary key, where IN would read the whole table.
+    keys = " OR ".join(["(transport = ? AND host = ? AND internal_port = ?)"] * size)
+    return f"DELETE FROM mapping WHERE {keys}"  # noqa: S608 (question marks only)
+
+
+@functools.cache
+def _insertion(size: int) -> str:
+    rows = ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?)"] * size)
+    return f"INSERT OR REPLACE INTO mapping VALUES {rows}"  # noqa: S608 (question marks only)
 
 
 _ORIGINS = {origin: origin.value for origin in Origin}

@@ -4,6 +4,7 @@ set -eu
 cd "$(dirname "$0")/.."
 missing=""
 command -v transmission-cli >/dev/null 2>&1 || missing="$missing transmission-cli"
+command -v syncthing >/dev/null 2>&1 || missing="$missing syncthing"
 command -v npm >/dev/null 2>&1 || missing="$missing npm"
 if [ -n "$missing" ]; then
     apt-get update -qq

@@ -7,6 +7,7 @@ import contextlib
 import socket
 import sqlite3
 import struct
+import threading
 from collections.abc import Callable, Coroutine
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -19,8 +20,8 @@ from structlog.testing import capture_logs
 from gateway.app import Gateway
 from gateway.backend.relay import Relay, RelayLimits
 from gateway.config import Endpoint
-from gateway.errors import InstallRefusedError, StartError
-from gateway.mappings import Install
+from gateway.errors import InstallRefusedError, StartError, StoreError
+from gateway.mappings import Install, Key, Mapping
 from gateway.telling import ONE_BY_ONE
 from gateway.views import AddressEvent, Event, MappingEvent
 from protocol import pcp
@@ -45,6 +46,7 @@ from tests.support.gateways import (
     hear,
     running,
     udp,
+    until,
 )
 
 
@@ -448,6 +450,49 @@ async def test_a_state_file_that_stops_taking_changes(tmp_path: Path) -> None:
     async with running(settings) as gateway:
         ports = {view.internal.port: view.external_port for view in gateway.mappings()}
         assert ports == {4500: kept.external_port, 4502: granted.external_port}
+
+
+async def test_what_comes_during_a_commit_is_carried_at_once_and_fails_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(tmp_path)
+    async with running(settings) as gateway:
+        (endpoint,) = gateway.natpmp_addresses
+        state = gateway._saving._state
+        assert state is not None
+        begun, may_end = threading.Event(), threading.Event()
+        held: list[list[int]] = []
+
+        def full_disk(changes: dict[Key, Mapping | None], **_: object) -> None:
+            held.append([key.port for key in changes])
+            begun.set()
+            assert may_end.wait(WAIT)
+            raise StoreError("the disk is full")
+
+        monkeypatch.setattr(state, "commit", full_disk)
+        with udp(HOST_A) as sock:
+
+            def send(port: int) -> None:
+                request = MapRequest(opcode=Opcode.MAP_UDP, internal_port=port, suggested_port=0, lifetime=3600)
+                sock.sendto(request.encode(), endpoint)
+
+            send(4500)
+            await until(begun.is_set)
+            send(4500)
+            send(4501)
+            await until(lambda: len(gateway.mappings()) == 2)
+            may_end.set()
+            for _ in range(3):
+                answer = decode_response((await hear(sock))[0])
+                assert isinstance(answer, MapResponse)
+                assert (answer.result, answer.external_port) == (4, 0)
+        assert held[0] == [4500]
+        await until(lambda: not gateway.mappings())
+        monkeypatch.undo()
+        granted = await map_port(gateway, 4502)
+        assert granted.result == 0
+    async with running(settings) as gateway:
+        assert [view.internal.port for view in gateway.mappings()] == [4502]
 
 
 class AllOrNothing(Relay):

@@ -12,7 +12,7 @@ import pytest
 
 from gateway.errors import StartError, StoreError
 from gateway.mappings import Filter, Key, Mapping, Origin, Transport
-from gateway.state import StateFile
+from gateway.state import TOGETHER, StateFile
 
 A = Key(Transport.UDP, "192.168.1.10", 4500)
 B = Key(Transport.UDP, "192.168.1.11", 4500)
@@ -72,6 +72,14 @@ def test_a_port_passes_from_one_mapping_to_another_in_one_commit(state: StateFil
     assert ports == {A: 2000, B: 1000}
     state.commit({A: None, B: mapping(B, 2000)}, epoch=0.0, now=0.0, unix=0.0)
     assert [each.key for each in state.load(now=0.0, unix=0.0).mappings] == [B]
+
+
+def test_more_changes_than_one_statement_takes(state: StateFile) -> None:
+    keys = [Key(Transport.UDP, "192.168.1.10", 4000 + number) for number in range(2 * TOGETHER + 3)]
+    state.commit({key: mapping(key, key.port) for key in keys}, epoch=0.0, now=0.0, unix=0.0)
+    assert {each.key for each in state.load(now=0.0, unix=0.0).mappings} == set(keys)
+    state.commit(dict.fromkeys(keys[1:]), epoch=0.0, now=0.0, unix=0.0)
+    assert [each.key for each in state.load(now=0.0, unix=0.0).mappings] == keys[:1]
 
 
 def test_rewriting_replaces_all(state: StateFile) -> None:
