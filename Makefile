@@ -60,7 +60,7 @@ gateway-comparison: $(PEERS)  ## write docs/gateway-comparison.md beside miniupn
 
 gateway-clients: $(PEERS)  ## other people's programs map ports through the gateway (root)
 	sh tools/gateway_clients.sh
-	$(BIN)/python -m tools.gateway_clients
+	$(BIN)/python -m tools.gateway_clients > docs/gateway-clients.md
 
 gateway-fuzz: $(PEERS)  ## 100,000 broken datagrams and calls to the gateway (root)
 	HOMING_FUZZ=100000 $(BIN)/python -m pytest tests/system/test_gateway_fuzz.py

@@ -32,7 +32,7 @@ from tests.support.namespaces import LAN_HOST, LAN_LINK, LAN_ROUTER, WAN_LINK, N
 from tests.support.router import gateway
 
 ROWS: Final = (1, 100, 1000, 5000)
-UNDER_WAY: Final = (32, 256)
+UNDER_WAY: Final = (4, 32, 256)
 """Requests that wait for their answers at a time."""
 ONE_BY_ONE: Final = 300
 SECONDS: Final = 1.5

@@ -6,6 +6,7 @@ and each socket hears only what came by an interface that has its address, or fr
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv6Address
@@ -154,7 +155,7 @@ class LanSide:
         number = self._next_number
         listener = Listener(
             endpoint,
-            lambda *datagram: self._receive(number, *datagram),
+            functools.partial(self._receive, number),
             self._counters,
             interface=next(iter(self._inner(places)), 0),
         )

@@ -62,8 +62,19 @@ class Listener:
         """As it was asked for, with a port 0 still in it."""
         self.endpoint = Endpoint(endpoint.host, self._socket.getsockname()[1])
         self._destination = socket.inet_pton(family, endpoint.host.partition("%")[0])
-        self.interfaces: frozenset[int] = frozenset()
+        self._interfaces: frozenset[int] = frozenset()
+        self._way: list[tuple[int, int, bytes]] | None = None
+        """What the kernel said of the latest datagram that came by a right way: that of the next one, mostly."""
+
+    @property
+    def interfaces(self) -> frozenset[int]:
         """Indices of the interfaces by which requests may come. Addresses move, so this is kept up to date."""
+        return self._interfaces
+
+    @interfaces.setter
+    def interfaces(self, interfaces: frozenset[int]) -> None:
+        self._interfaces = interfaces
+        self._way = None
 
     def open(self) -> None:
         """Begin to hear."""
@@ -89,9 +100,11 @@ class Listener:
                 return
             except OSError:
                 continue
-            if not self._is_internal(ancillary):
-                self._counters["not internal"] += 1
-                continue
+            if ancillary != self._way:
+                if not self._is_internal(ancillary):
+                    self._counters["not internal"] += 1
+                    continue
+                self._way = ancillary
             host = sender[0]
             if self.is_ipv6 and sender[3] and "%" not in host:
                 host += f"%{sender[3]}"
@@ -114,10 +127,10 @@ class Listener:
         for level, kind, content in ancillary:
             if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
                 interface, _, destination = _PKTINFO.unpack_from(content)
-                return destination == self._destination and interface in self.interfaces
+                return destination == self._destination and interface in self._interfaces
             if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
                 destination, interface = _PKTINFO6.unpack_from(content)
-                return destination == self._destination and interface in self.interfaces
+                return destination == self._destination and interface in self._interfaces
         return False
 
 

@@ -6,6 +6,7 @@ python -m tools.gateway_clients > docs/gateway-clients.md
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import re
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -76,6 +77,8 @@ class Program:
     command: tuple[str, ...]
     ends: bool = False
     igd: bool = True
+    natpmp: bool = True
+    """Whether requests by NAT-PMP and PCP come through; if not, they get lost on their way."""
     lifetime: int = 20
     """What the gateway grants, in seconds."""
     prepare: Callable[[Path], None] = lambda _: None
@@ -128,8 +131,10 @@ PROGRAMS: Final = (
         "transmission-cli",
         ("transmission-cli", "-m", "-p", "51413", "-g", "config", "-w", ".", MAGNET),
     ),
-    Program("Syncthing, no UPnP there", "syncthing", SYNCTHING, igd=False, lifetime=120, prepare=prepare_syncthing),
     Program("Syncthing", "syncthing", SYNCTHING, lifetime=120, prepare=prepare_syncthing),
+    Program(
+        "Syncthing, only UPnP there", "syncthing", SYNCTHING, natpmp=False, lifetime=120, prepare=prepare_syncthing
+    ),
     Program("npm nat-pmp", "nat-pmp", ("env", f"NODE_PATH={NPM}/node_modules", "node", "-e", NAT_PMP), ends=True),
     Program("natpmpc", "natpmpc", ("sh", "-c", NATPMPC), ends=True),
     Program("upnpc", "miniupnpc", ("sh", "-c", UPNPC), ends=True),
@@ -151,7 +156,11 @@ def attempt(network: Network, program: Program) -> Outcome:
             found: dict[str, int] = ask_control(socket, do="status")["status"]["changes"]
             return found
 
-        with gateway(network, directory, more) as log, (directory / "output").open("w+") as output:
+        with (
+            gateway(network, directory, more) as log,
+            contextlib.nullcontext() if program.natpmp else requests_lost(network),
+            (directory / "output").open("w+") as output,
+        ):
             process = subprocess.Popen(
                 ["ip", "netns", "exec", network.lan, *program.command], stdout=output, stderr=output, cwd=scratch
             )
@@ -182,6 +191,19 @@ def attempt(network: Network, program: Program) -> Outcome:
             lines,
             words,
         )
+
+
+@contextlib.contextmanager
+def requests_lost(network: Network) -> Iterator[None]:
+    """Drop what is sent to the port of NAT-PMP and PCP."""
+    network.nft(
+        "add table inet lost; add chain inet lost input { type filter hook input priority 0; }; "
+        "add rule inet lost input udp dport 5351 drop"
+    )
+    try:
+        yield
+    finally:
+        network.nft("delete table inet lost")
 
 
 def wait_for(condition: Callable[[], object], seconds: float) -> None:

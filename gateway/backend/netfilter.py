@@ -21,6 +21,8 @@ _SOL_NETLINK: Final = 270
 _NETLINK_ADD_MEMBERSHIP: Final = 1
 _GROUP_NFTABLES: Final = 7
 _EVENT_BUFFER_OCTETS: Final = 1 << 20
+_BUFFER_OCTETS: Final = 1 << 17
+"""More than the kernel puts into a datagram."""
 
 _ACK: Final = 0x004
 _CREATE: Final = 0x400
@@ -106,6 +108,7 @@ class Netfilter:
         self._socket.bind((0, 0))
         self._socket.settimeout(_WAIT_SECONDS)
         self._sequence = 0
+        self._buffer = bytearray(_BUFFER_OCTETS)
 
     def close(self) -> None:
         """Close the socket."""
@@ -144,7 +147,7 @@ class Netfilter:
         # A batch that is refused as a whole has one answer, to its first message and ahead of all others.
         failure = 0
         while True:
-            for sequence, answer, content in netlink.messages(self._socket.recv(1 << 17)):
+            for sequence, answer, content in netlink.messages(self._received()):
                 if answer != netlink.ERROR or not first <= sequence <= last:
                     continue
                 code = -struct.unpack_from("=i", content)[0]
@@ -190,6 +193,11 @@ class Netfilter:
                         name += netlink.attribute(kind, attributes[kind])
                 yield name
 
+    def _received(self) -> bytes:
+        """The next datagram. The large buffer is not made anew for each, nearly all of them are small."""
+        size = self._socket.recv_into(self._buffer)
+        return bytes(memoryview(self._buffer)[:size])
+
     def _message(self, kind: int, flags: int, payload: bytes) -> bytes:
         self._sequence = (self._sequence + 1) % 0x7FFFFFFF
         return netlink.HEADER.pack(netlink.HEADER.size + len(payload), kind, flags, self._sequence, 0) + payload
@@ -198,7 +206,7 @@ class Netfilter:
         """Send a request and give the answers, each as kind and attributes."""
         self._socket.send(self._message(kind, flags, struct.pack(">BBH", family, 0, 0) + body))
         while True:
-            for sequence, answer, content in netlink.messages(self._socket.recv(1 << 17)):
+            for sequence, answer, content in netlink.messages(self._received()):
                 if sequence != self._sequence:
                     continue  # the rest of a dump that was given up
                 if answer == netlink.DONE:
@@ -218,6 +226,7 @@ class RulesetEvents:
 
     def __init__(self, table: str) -> None:
         self._mark = table.encode("ascii") + b"\0"
+        self._buffer = bytearray(_BUFFER_OCTETS)
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, NETLINK_NETFILTER
         )
@@ -238,7 +247,8 @@ class RulesetEvents:
         changed = False
         while True:
             try:
-                changed |= self._mark in self._socket.recv(1 << 17)
+                size = self._socket.recv_into(self._buffer)
+                changed |= self._buffer.find(self._mark, 0, size) >= 0
             except BlockingIOError:
                 return changed
             except OSError as error:
