@@ -16,7 +16,7 @@ from collections.abc import Callable
 from .config import Endpoint
 from .errors import StartError
 
-BURST = 64
+BURST = 128
 """Datagrams read in one turn of the loop."""
 MAX_DATAGRAM = 2048
 """A request has 12 octets (PCP: 1100 at most). More is cut off, so no echo is longer than this."""

@@ -12,12 +12,14 @@ import structlog
 from protocol.addresses import is_behind_a_nat
 
 from .config import Endpoint
-from .mappings import Change, Changed, Mapping
+from .mappings import Change, Changed, Mapping, Origin, Transport
 from .views import AddressEvent, Event, MappingEvent, view_of
 
 ONE_BY_ONE: Final = 8
 """So many changes of a kind at a time have a line of the log each. More share lines: a crowd waits for its answers."""
 IN_A_LINE: Final = 8
+_TRANSPORTS: Final = {transport: transport.name.lower() for transport in Transport}
+_ORIGINS: Final = {origin: origin.value for origin in Origin}
 
 
 class Teller:
@@ -69,4 +71,5 @@ def _log_one(log: Callable[..., Any], change: Change, mapping: Mapping) -> None:
 
 def _in_short(mapping: Mapping) -> str:
     transport, host, port = mapping.key
-    return f"{transport.name.lower()} {Endpoint(host, port)} at {mapping.external_port} ({mapping.origin.value})"
+    shown = f"[{host}]" if ":" in host else host
+    return f"{_TRANSPORTS[transport]} {shown}:{port} at {mapping.external_port} ({_ORIGINS[mapping.origin]})"

@@ -282,26 +282,28 @@ def _element_messages(table: str, changes: Iterable[ElementChange]) -> list[tupl
 def _listed(change: ElementChange) -> bytes:
     """An element of a message's list."""
     _, key, data, _, key_end = change
-    if data and not key_end:
-        return _mapped_layout(len(key), len(data))(key, data)
+    if not key_end:
+        return _layout(len(key), len(data))(key, data)
     element = netlink.attribute(netlink.NESTED | _ELEMENT_KEY, netlink.attribute(_DATA_VALUE, key))
-    if key_end:
-        element += netlink.attribute(netlink.NESTED | _ELEMENT_KEY_END, netlink.attribute(_DATA_VALUE, key_end))
-    if data:
-        element += netlink.attribute(netlink.NESTED | _ELEMENT_DATA, netlink.attribute(_DATA_VALUE, data))
+    element += netlink.attribute(netlink.NESTED | _ELEMENT_KEY_END, netlink.attribute(_DATA_VALUE, key_end))
     return netlink.attribute(netlink.NESTED | _LIST_ELEMENT, element)
 
 
 @functools.cache
-def _mapped_layout(key_size: int, data_size: int) -> Callable[[bytes, bytes], bytes]:
-    """Writes elements of a map at once: nearly all there are look alike. Sizes are multiples of 4."""
-    layout = struct.Struct(f"=6H{key_size}s4H{data_size}s")
-    key_part, data_part = 8 + key_size, 8 + data_size
-    heads = (4 + key_part + data_part, netlink.NESTED | _LIST_ELEMENT, key_part, netlink.NESTED | _ELEMENT_KEY)
-    before_key = (*heads, 4 + key_size, _DATA_VALUE)
+def _layout(key_size: int, data_size: int) -> Callable[[bytes, bytes], bytes]:
+    """Writes an element without an interval at once: nearly all there are look alike. Sizes are multiples of 4."""
+    key_part = 8 + key_size
+    if not data_size:
+        bare = struct.Struct(f"=6H{key_size}s").pack
+        head = (4 + key_part, netlink.NESTED | _LIST_ELEMENT, key_part, netlink.NESTED | _ELEMENT_KEY)
+        before_key = (*head, 4 + key_size, _DATA_VALUE)
+        return lambda key, _: bare(*before_key, key)
+    data_part = 8 + data_size
+    pack = struct.Struct(f"=6H{key_size}s4H{data_size}s").pack
+    head = (4 + key_part + data_part, netlink.NESTED | _LIST_ELEMENT, key_part, netlink.NESTED | _ELEMENT_KEY)
+    before_both = (*head, 4 + key_size, _DATA_VALUE)
     before_data = (data_part, netlink.NESTED | _ELEMENT_DATA, 4 + data_size, _DATA_VALUE)
-    pack = layout.pack
-    return lambda key, data: pack(*before_key, key, *before_data, data)
+    return lambda key, data: pack(*before_both, key, *before_data, data)
 
 
 def _filter(way: Way, end: End, endpoint: Endpoint) -> bytes:

@@ -59,7 +59,7 @@ SETTLE_SECONDS = 0.2
 """Wait after somebody else's change: who flushes a ruleset mostly loads another one at once."""
 CLAIM_SECONDS = 1.0
 """How long elements of an earlier run wait for their mapping to be installed again."""
-TOGETHER = 256
+TOGETHER = 512
 """Changes committed in one transaction."""
 HEAR_TRIES = 4
 """Rounds of reading events while more keep coming; then the table is compared anyway."""
@@ -156,10 +156,12 @@ class NftablesBackend:
         before = self._claim_left_over(element)
         if element in before and not members:
             return
-        changes = removals(before) + entries(element, external=self._is_new_address(element))
-        try:
+        changes = entries(element, external=self._is_new_address(element))
+        if before or members:
             # Who may send is settled before anybody can.
-            self._change([member.change() for member in members] + changes)
+            changes = [*(member.change() for member in members), *removals(before), *changes]
+        try:
+            self._change(changes)
         except NftablesError as error:
             self._forget(install.number)
             del self._members[install.number]
@@ -523,7 +525,7 @@ def _ipv4(address: str) -> str:
         raise InstallRefusedError("only IPv4 can be mapped") from None
 
 
-def _bind(probe: socket.socket, address: str, port: int) -> None:
+def _bind(probe: socket.SocketType, address: str, port: int) -> None:
     try:
         probe.bind((address, port))
     except OSError as error:
@@ -533,8 +535,12 @@ def _bind(probe: socket.socket, address: str, port: int) -> None:
 def _must_be_free(outside: Outside) -> None:
     """Refuse a port that a program of the router itself has: the rules would take its packets away."""
     kind = socket.SOCK_DGRAM if outside.transport == Transport.UDP else socket.SOCK_STREAM
-    with socket.socket(socket.AF_INET, kind) as probe:
+    # The bare kind of socket: this is done for each mapping, and Python's own socket takes as long as the kernel's.
+    probe = socket.SocketType(socket.AF_INET, kind)
+    try:
         if kind == socket.SOCK_STREAM:
             # Closed connections that linger are no obstacle, only somebody who listens is.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         _bind(probe, outside.address, outside.port)
+    finally:
+        probe.close()

@@ -396,11 +396,12 @@ class MappingTable:
         if self._rows.dynamic_of(key.host) >= self._limits.per_host:
             self._answer(waiting.ticket, Verdict.OVER_QUOTA)
             return
-        port: int | None = key.port if key.is_pinhole else wanted.external_port
-        if key.is_pinhole and waiting.exact_port not in (None, port):
+        is_pinhole = key.is_pinhole
+        port: int | None = key.port if is_pinhole else wanted.external_port
+        if is_pinhole and waiting.exact_port not in (None, port):
             self._answer(waiting.ticket, Verdict.NOT_AS_ASKED)
             return
-        if not key.is_pinhole and not self._ports.is_allowed(wanted, wanted.external_port):
+        if not is_pinhole and not self._ports.is_allowed(wanted, wanted.external_port):
             if waiting.exact_port is not None:
                 self._refuse(waiting.ticket, Verdict.NOT_AS_ASKED, self._taken_for(wanted, now))
                 return
