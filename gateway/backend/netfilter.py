@@ -12,6 +12,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator, Set
 from enum import IntEnum
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from gateway import netlink
@@ -60,6 +61,9 @@ _FILTER_PROTOCOL_NUMBER: Final = 1 << 3
 _WAIT_SECONDS: Final = 2.0
 _FILTERED_DUMPS: Final = 8
 """Up to this many patterns the kernel looks through its table for each one; above it everything is read once."""
+_WALK_ENTRIES: Final = 200
+"""Each time it walks all buckets of that table, which takes milliseconds. So many entries are read in the same time."""
+_FLOW_COUNT: Final = Path("/proc/sys/net/netfilter/nf_conntrack_count")
 
 
 class NetfilterError(OSError):
@@ -167,7 +171,10 @@ class Netfilter:
         if not patterns:
             return 0
         found: dict[bytes, None] = {}
-        criteria = [_filter(*pattern) for pattern in patterns] if len(patterns) <= _FILTERED_DUMPS else [b""]
+        if len(patterns) <= _FILTERED_DUMPS and _flow_count() > len(patterns) * _WALK_ENTRIES:
+            criteria = [_filter(*pattern) for pattern in patterns]
+        else:
+            criteria = [b""]
         for each in criteria:
             found.update(dict.fromkeys(self._find(each, receivers, senders)))
         dropped = 0
@@ -304,6 +311,14 @@ def _layout(key_size: int, data_size: int) -> Callable[[bytes, bytes], bytes]:
     before_both = (*head, 4 + key_size, _DATA_VALUE)
     before_data = (data_part, netlink.NESTED | _ELEMENT_DATA, 4 + data_size, _DATA_VALUE)
     return lambda key, data: pack(*before_both, key, *before_data, data)
+
+
+def _flow_count() -> int:
+    """Entries of the kernel's conntrack table; many where it does not tell."""
+    try:
+        return int(_FLOW_COUNT.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return 1 << 20
 
 
 def _filter(way: Way, end: End, endpoint: Endpoint) -> bytes:

@@ -65,6 +65,9 @@ HEAR_TRIES = 4
 """Rounds of reading events while more keep coming; then the table is compared anyway."""
 FLOW_SECONDS = 0.05
 """Dropped flows are collected for this long: mappings often end together, and each search costs milliseconds."""
+FLOW_SHARE = 20
+LONGEST_FLOW_SECONDS = 0.5
+"""They are collected for so many times what the search before took, that it may be a small share of the time."""
 
 
 class _Outdated(Exception):
@@ -103,6 +106,7 @@ class NftablesBackend:
         self._check: asyncio.TimerHandle | None = None
         self._claim: asyncio.TimerHandle | None = None
         self._flow_timer: asyncio.TimerHandle | None = None
+        self._flow_seconds = FLOW_SECONDS
         self._stale_outside: set[Endpoint] = set()
         self._stale_inside: set[Endpoint] = set()
         """Whose flows are to be dropped: through an outer end, or begun by an inner one."""
@@ -476,7 +480,7 @@ class NftablesBackend:
 
     def _plan_flows(self) -> None:
         if (self._stale_outside or self._stale_inside) and self._flow_timer is None:
-            self._flow_timer = asyncio.get_running_loop().call_later(FLOW_SECONDS, self._drop_flows)
+            self._flow_timer = asyncio.get_running_loop().call_later(self._flow_seconds, self._drop_flows)
 
     def _drop_flows(self) -> None:
         if self._flow_timer is not None:
@@ -487,12 +491,15 @@ class NftablesBackend:
         assert self._flows is not None
         outside, self._stale_outside = self._stale_outside, set()
         inside, self._stale_inside = self._stale_inside, set()
-        dropping = asyncio.get_running_loop().run_in_executor(self._thread, self._flows.drop_flows, outside, inside)
+        loop = asyncio.get_running_loop()
+        dropping = loop.run_in_executor(self._thread, self._flows.drop_flows, outside, inside)
         self._dropping.add(dropping)
-        dropping.add_done_callback(self._flows_dropped)
+        dropping.add_done_callback(functools.partial(self._flows_dropped, loop.time()))
 
-    def _flows_dropped(self, dropping: asyncio.Future[int]) -> None:
+    def _flows_dropped(self, begun: float, dropping: asyncio.Future[int]) -> None:
         self._dropping.discard(dropping)
+        took = dropping.get_loop().time() - begun
+        self._flow_seconds = min(max(FLOW_SECONDS, FLOW_SHARE * took), LONGEST_FLOW_SECONDS)
         if dropping.cancelled():
             return
         failure = dropping.exception()
