@@ -15,6 +15,7 @@ from gateway.backend.base import Backend
 from gateway.config import GatewayConfig
 from gateway.system import System
 from gateway.views import Event
+from protocol.natpmp import AddressRequest, MapRequest, MapResponse, Opcode, Response, decode_response
 
 EXTERNAL, SECOND_EXTERNAL = "127.77.0.1", "127.77.0.2"
 HOST_A, HOST_B = "127.0.0.11", "127.0.0.12"
@@ -107,3 +108,28 @@ def ask_control(path: Path, **request: Any) -> Any:
             answer = json.loads(answers.readline())
     assert answer.pop("ok"), answer
     return answer
+
+
+async def ask(gateway: Gateway, request: AddressRequest | MapRequest, host: str = HOST_A) -> Response:
+    (endpoint,) = gateway.natpmp_addresses
+    with udp(host) as sock:
+        sock.sendto(request.encode(), endpoint)
+        reply, peer = await hear(sock)
+        assert peer == endpoint
+        return decode_response(reply)
+
+
+async def map_port(
+    gateway: Gateway,
+    internal: int,
+    suggested: int = 0,
+    lifetime: int = 3600,
+    *,
+    tcp: bool = False,
+    host: str = HOST_A,
+) -> MapResponse:
+    opcode = Opcode.MAP_TCP if tcp else Opcode.MAP_UDP
+    request = MapRequest(opcode=opcode, internal_port=internal, suggested_port=suggested, lifetime=lifetime)
+    response = await ask(gateway, request, host)
+    assert isinstance(response, MapResponse)
+    return response
