@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import selectors
 import signal
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
-from homing import cli, database
+from homing import cli, collector
 from homing.certificates import ensure_certificates
 from homing.config_file import to_toml
 
@@ -94,8 +96,12 @@ def homing_here(*arguments: str | Path, stdin: str = "") -> Finished:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["homing", *map(str, arguments)])
         patch.setattr(sys, "stdin", io.StringIO(stdin))
-        for module in (cli, database):
-            patch.setattr(module, "configure_logging", lambda level: None)
+        patch.setattr(structlog, "configure", lambda **_: None)  # loggers that were used with it would keep it for good
+        patch.setattr(logging, "captureWarnings", lambda capture: None)
+        patch.setattr(logging.getLogger(), "handlers", [])
+        patch.setattr(logging.getLogger(), "setLevel", lambda level: None)
+        for name in ("pause", "settle"):  # what is frozen, and when it is collected, is the tests' affair
+            patch.setattr(collector, name, lambda: None)
         for name in [name for name in os.environ if name.startswith("HOMING_")]:
             patch.delenv(name)
         with redirect_stdout(out), redirect_stderr(err), capture_logs():
