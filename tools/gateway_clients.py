@@ -123,14 +123,12 @@ SYNCTHING: Final = (
     "--home=syncthing",
     "--gui-address=127.0.0.1:0",
 )
+TRANSMISSION: Final = ("transmission-cli", "-m", "-p", "51413", "-g", "config", "-w", ".", MAGNET)
 PROGRAMS: Final = (
     Program("libtorrent, its NAT-PMP client", "libtorrent", (sys.executable, "-c", LIBTORRENT, "natpmp"), igd=False),
     Program("libtorrent, its UPnP client", "libtorrent", (sys.executable, "-c", LIBTORRENT, "upnp")),
-    Program(
-        "Transmission",
-        "transmission-cli",
-        ("transmission-cli", "-m", "-p", "51413", "-g", "config", "-w", ".", MAGNET),
-    ),
+    Program("Transmission", "transmission-cli", TRANSMISSION),
+    Program("Transmission, no UPnP there", "transmission-cli", TRANSMISSION, igd=False, lifetime=600),
     Program("Syncthing", "syncthing", SYNCTHING, lifetime=120, prepare=prepare_syncthing),
     Program(
         "Syncthing, only UPnP there", "syncthing", SYNCTHING, natpmp=False, lifetime=120, prepare=prepare_syncthing
@@ -227,10 +225,10 @@ def row(program: Program, outcome: Outcome) -> str:
     if program.ends:
         renewed = "runs once"
     elif outcome.renewed:
-        renewed = f"✓ {outcome.renewed} in {RENEWAL_SECONDS:.0f} s at most"
+        renewed = f"✓ {outcome.renewed}"
     else:
-        renewed = f"✗ not in {RENEWAL_SECONDS:.0f} s"
-    ended = "✓" if outcome.deleted and not outcome.left else f"✗ {outcome.left} left"
+        renewed = f"not in {RENEWAL_SECONDS:.0f} s"
+    ended = f"✗ {outcome.left} left" if outcome.left else ("✓" if outcome.deleted else "lapsed before")
     mapped = f"✓ {outcome.created}" if outcome.created else "✗"
     cells = (f"{program.name} {version(program.package)}", outcome.protocols or "-", mapped, renewed, ended)
     return f"| {' | '.join(cells)} |"
@@ -239,13 +237,15 @@ def row(program: Program, outcome: Outcome) -> str:
 HEAD: Final = """# Programs that map through the gateway
 
 Made by `make gateway-clients`: each program unmodified, on the LAN of a `homing gateway` of its own, with nftables, in
-network namespaces without a way to anywhere else. The gateway grants 20 s, to Syncthing 120 s, for that one renews each
-minute whatever it was granted. Renewals are what the gateway counted until the program was ended by SIGINT.
+network namespaces without a way to anywhere else. NAT-PMP and PCP grant 20 s; to Syncthing 120 s, for it renews each
+minute whatever it was granted; to Transmission by NAT-PMP 600 s, for it looks after mappings every 20 minutes, so that
+shorter ones lapse. Renewals are what the gateway counted until the program was ended by SIGINT.
 
 | program | spoke | mapped | renewed | unmapped at its end |
 |---|---|---|---|---|"""
 FOOT: Final = """
-natpmpc, upnpc and npm's nat-pmp ask once; renewing is left to who calls them. aria2 is not here, for it maps no ports:
+By UPnP, Transmission asks for a mapping without an end, for which there is nothing to renew. natpmpc, upnpc and npm's
+nat-pmp ask once; renewing is left to who calls them. aria2 is not here, for it maps no ports:
 it has no client of any of the three protocols (neither an option nor a library, `apt-cache depends libaria2-0`). Its
 `--listen-port` can be kept mapped by `homing map`.
 """
