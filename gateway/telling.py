@@ -17,7 +17,8 @@ from .views import AddressEvent, Event, MappingEvent, view_of
 
 ONE_BY_ONE: Final = 8
 """So many changes of a kind at a time have a line of the log each. More share lines: a crowd waits for its answers."""
-IN_A_LINE: Final = 8
+IN_A_LINE: Final = 6
+"""So many have room in the longest value of a line, with IPv6 addresses too."""
 _TRANSPORTS: Final = {transport: transport.name.lower() for transport in Transport}
 _ORIGINS: Final = {origin: origin.value for origin in Origin}
 

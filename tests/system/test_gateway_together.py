@@ -11,8 +11,9 @@ from structlog.testing import capture_logs
 
 from gateway.backend.relay import Relay, RelayLimits
 from gateway.errors import InstallRefusedError, StoreError
-from gateway.mappings import Install, Key, Mapping
-from gateway.telling import ONE_BY_ONE
+from gateway.mappings import Change, Changed, Install, Key, Mapping, Origin, Transport
+from gateway.telling import IN_A_LINE, ONE_BY_ONE, Teller
+from homing.logs import LONGEST_VALUE
 from protocol.natpmp import MapRequest, MapResponse, Opcode, decode_response
 from tests.support.gateways import HOST_A, WAIT, config, hear, map_port, running, udp, until
 
@@ -126,6 +127,15 @@ async def test_what_cannot_be_carried_fails_alone_of_many_asked_at_once(tmp_path
         assert [4500, 4501, 4502] in backend.rounds
     async with running(config(tmp_path)) as gateway:
         assert {view.internal.port for view in gateway.mappings()} == {4500, 4502}
+
+
+def test_no_address_is_too_long_for_a_shared_line() -> None:
+    key = Key(Transport.UDP, "2001:db8:1111:2222:3333:4444:5555:6666", 65535)
+    changed = Changed(Change.CREATED, Mapping(key=key, external_port=65535, origin=Origin.OPERATOR, expires_at=None))
+    with capture_logs() as lines:
+        Teller(None).mappings_changed([changed] * (ONE_BY_ONE + 1), address=None, now=0.0)
+    assert [line["count"] for line in lines] == [IN_A_LINE, ONE_BY_ONE + 1 - IN_A_LINE]
+    assert max(len(line["mappings"]) for line in lines) <= LONGEST_VALUE
 
 
 async def test_changes_that_come_in_crowds_share_lines_of_the_log(tmp_path: Path) -> None:
