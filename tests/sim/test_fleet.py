@@ -18,7 +18,7 @@ from server.push.events import NOTHING, make_plan
 from server.push.llq_machine import LlqMachine
 from server.push.survival import Survival
 from server.store.api import Subscriptions
-from server.zone.model import RowKey
+from server.zone.model import RR, Actor, Change, RowKey
 from server.zone.node import RRset
 from tests.sim.fleet import life
 from tests.sim.fleet.truth import Truth
@@ -170,3 +170,14 @@ def test_an_acknowledged_lease_may_be_shorter_than_the_former() -> None:
     assert notes == []
     _tell(truth, 3002.0)
     assert len(notes) == 1
+
+
+def test_an_update_under_way_may_have_shortened_a_lease() -> None:
+    """Its machine crashes before it hears: nothing longer is owed from then on, and nothing less."""
+    truth, now, notes = _judged()
+    truth.acknowledged([KEY], 0.0, 9000.0)
+    now[0] = 100.0
+    truth.update_sent([], [], [KEY], 3000.0)
+    for now[0], is_lost in ((3101.0, False), (3099.0, True)):
+        truth.changed(Change(from_text("example."), 1, 2, 0, Actor("lapse"), (RR(*KEY[:2], 120, KEY.rdata_key),), ()))
+        assert bool(notes) is is_lost

@@ -196,7 +196,7 @@ class Machine:
         added = [op.row_key() for op in ops if op.rclass == Class.IN]
         gone = [op.row_key() for op in ops if op.rclass == Class.NONE]
         replaced = [(fold(op.name), op.rtype) for op in ops if op.rclass == Class.ANY]
-        self._world.truth.update_sent(gone, replaced)
+        self._world.truth.update_sent(gone, replaced, added, lease)
         self._renewal += 1
         self._update = _Update(id, self._sign(wire), added, lease, self._loop.time())
         self._try_update(self._update, 0)

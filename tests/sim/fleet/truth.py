@@ -48,8 +48,13 @@ class Truth:
     def underway(self, place: Address, id: int, added: list[RowKey], lease: float) -> None:
         self._pending[place, id] = _Pending(added, lease, self._now())
 
-    def update_sent(self, gone: list[RowKey], replaced: list[tuple[bytes, int]]) -> None:
-        """From now on the server may have done it: what it deletes is owed no more."""
+    def update_sent(
+        self, gone: list[RowKey], replaced: list[tuple[bytes, int]], added: list[RowKey], lease: float
+    ) -> None:
+        """From now on the server may have done it: what it deletes is owed no more, what it adds no longer."""
+        for key in added:
+            if key in self.kept_until:
+                self.kept_until[key] = min(self.kept_until[key], self._now() + lease)
         for key in gone:
             self.kept_until.pop(key, None)
         for place in replaced:
