@@ -14,7 +14,7 @@ import pytest
 from protocol.constants import Opcode, Type
 from protocol.message import Question, decode, encode
 from protocol.name import from_text
-from server.push.events import NOTHING, make_plan
+from server.push.events import NOTHING
 from server.push.llq_machine import LlqMachine
 from server.push.survival import Survival
 from server.store.api import Subscriptions
@@ -22,7 +22,7 @@ from server.zone.model import RR, Actor, Change, RowKey
 from server.zone.node import RRset
 from tests.sim.fleet import life
 from tests.sim.fleet.truth import Truth
-from tests.sim.world import acknowledge_first
+from tests.sim.mutations import SHARED, Mutation, acknowledge_first, nothing, only_adds
 
 SEEDS = int(os.environ.get("HOMING_FLEET_SEEDS", "2"))
 HOSTS = 60
@@ -43,20 +43,12 @@ def test_the_same_seed_is_the_same_fleet() -> None:
     assert life.run(7, 20, DAYS) == life.run(7, 20, DAYS)
 
 
-def _only_adds(name: bytes, rtype: int, sure: Any, maybe: Any, ttls: Any, zone: Any, room: int) -> Any:
-    return make_plan(name, rtype, sure & zone, maybe & zone, ttls, zone, room)
-
-
-def _nothing(*_: Any, **__: Any) -> None:
-    return None
-
-
 _acked, _restore, _widened = LlqMachine._acked, LlqMachine.restore, Survival._widened
 
 
 def _ack_without_merging(machine: LlqMachine, subscription: Any, now: float) -> None:
     """What changed behind the outstanding event is forgotten."""
-    with patch.object(machine, "_make_due", _nothing):
+    with patch.object(machine, "_make_due", nothing):
         _acked(machine, subscription, now)
 
 
@@ -78,13 +70,14 @@ async def _keep_nothing(survival: Survival, reader: Any, saved: Subscriptions) -
 _live_records = RRset.live
 
 
-MUTATIONS: dict[str, tuple[dict[str, Any], str]] = {
-    "events are not sent again": ({"server.push.llq_machine.LlqMachine._retry_due": _nothing}, "view of Question"),
+MUTATIONS: dict[str, Mutation] = {
+    **SHARED,
+    "events are not sent again": ({"server.push.llq_machine.LlqMachine._retry_due": nothing}, "view of Question"),
     "what changes behind an event is lost": (
         {"server.push.llq_machine.LlqMachine._acked": _ack_without_merging},
         "view of Question",
     ),
-    "events tell no removals": ({"server.push.llq_machine.make_plan": _only_adds}, "view of Question"),
+    "events tell no removals": ({"server.push.llq_machine.make_plan": only_adds}, "view of Question"),
     "a restart takes clients for informed": (
         {"server.push.llq_machine.LlqMachine.restore": _restore_as_current},
         "view of Question",
@@ -94,19 +87,7 @@ MUTATIONS: dict[str, tuple[dict[str, Any], str]] = {
         {"server.push.survival.Survival._widened": _keep_nothing},
         "view of Question",
     ),
-    "leases do not lapse": ({"server.writer.lapse": _nothing}, "view of Question"),
-    "lapsed records are answered": (
-        {
-            "server.writer.lapse": _nothing,
-            "server.zone.node.RRset.live": lambda rrset, _: rrset,
-            "server.zone.node.RRset.answered_ttl": lambda rrset, _: rrset.ttl,
-        },
-        "told of .* which lapsed",
-    ),
-    "ready answers are kept for ever": (
-        {"server.ready_answers.Generation.drop_name": _nothing, "server.ready_answers.Generation.drop_ended": _nothing},
-        "told of .* which lapsed",
-    ),
+    "leases do not lapse": ({"server.writer.lapse": nothing}, "view of Question"),
     "leases end too soon": (
         {"server.zone.node.RRset.live": lambda rrset, now: _live_records(rrset, now + 4 * 3600)},
         "lost (RR|RowKey)",

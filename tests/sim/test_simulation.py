@@ -8,16 +8,15 @@ import hashlib
 import os
 import re
 from contextlib import ExitStack
-from typing import Any
 from unittest.mock import patch
 
 import pytest
 
-from server.push.events import make_plan
 from server.zone.node import RRset
 from tests.sim import checks, internet
+from tests.sim.mutations import SHARED, Mutation, acknowledge_first, nothing, only_adds
 from tests.sim.trouble import CALM, PERFECT, Storm
-from tests.sim.world import acknowledge_first, inhabited
+from tests.sim.world import inhabited
 
 FIRST_SEED = int(os.environ.get("HOMING_SIM_FIRST", "1"))
 SEEDS = int(os.environ.get("HOMING_SIM_SEEDS", "10"))
@@ -104,41 +103,22 @@ def test_a_renumbered_router_is_followed_at_once(seed: int) -> None:
 # worth nothing.
 
 
-def _only_adds(name: bytes, rtype: int, sure: Any, maybe: Any, ttls: Any, zone: Any, room: int) -> Any:
-    return make_plan(name, rtype, sure & zone, maybe & zone, ttls, zone, room)
-
-
-def _nothing(*_: Any, **__: Any) -> None:
-    return None
-
-
 _live_records = RRset.live
 
 
-MUTATIONS: dict[str, tuple[dict[str, Any], str]] = {
+MUTATIONS: dict[str, Mutation] = {
+    **SHARED,
     "events are not sent again": (
-        {"server.push.llq_machine.LlqMachine._retry_due": _nothing},
+        {"server.push.llq_machine.LlqMachine._retry_due": nothing},
         "view of Question",
     ),
     "events tell no removals": (
-        {"server.push.llq_machine.make_plan": _only_adds},
+        {"server.push.llq_machine.make_plan": only_adds},
         "view of Question",
     ),
     "leases do not lapse": (
-        {"server.writer.lapse": _nothing},
+        {"server.writer.lapse": nothing},
         "lapsed and still there",
-    ),
-    "lapsed records are answered": (
-        {
-            "server.writer.lapse": _nothing,
-            "server.zone.node.RRset.live": lambda rrset, _: rrset,
-            "server.zone.node.RRset.answered_ttl": lambda rrset, _: rrset.ttl,
-        },
-        "told of .* which lapsed",
-    ),
-    "ready answers are kept for ever": (
-        {"server.ready_answers.Generation.drop_name": _nothing, "server.ready_answers.Generation.drop_ended": _nothing},
-        "told of .* which lapsed",
     ),
     "leases end too soon": (
         {"server.zone.node.RRset.live": lambda rrset, now: _live_records(rrset, now + 2700)},

@@ -545,14 +545,3 @@ async def inhabited(seed: int, internet: Internet, calm: Faults) -> AsyncIterato
                     await world.stop_gateway(router)
             if world.server is not None:
                 await world.stop_server()
-
-
-async def acknowledge_first(writer: Any, pending: Any) -> None:
-    """A mutation of `Writer.step`: what it commits is published and answered first."""
-    batch = await writer._draft(pending)
-    commits = writer._commits(batch)
-    writer._publish(batch)
-    await writer._reply(batch)
-    await asyncio.sleep(10)
-    if commits:
-        await writer._store.commit(commits)
