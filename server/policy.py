@@ -9,7 +9,7 @@ Pure: rules are compiled once for each key, when keys are loaded. Nothing here l
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -204,11 +204,12 @@ class Grant:
     default_lease: int = 0
     quota: Quota = NO_QUOTA
     rule: str = ""
+    bounds_content: bool = field(init=False)
+    """Whether the draft must be looked at, not only the rate."""
 
-    @property
-    def bounds_content(self) -> bool:
-        """Whether the draft must be looked at, not only the rate."""
-        return bool(self.quota.records_per_name or self.quota.names_per_member)
+    def __post_init__(self) -> None:
+        bounds_content = bool(self.quota.records_per_name or self.quota.names_per_member)
+        object.__setattr__(self, "bounds_content", bounds_content)
 
 
 UNLIMITED: Final = Grant()

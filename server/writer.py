@@ -43,6 +43,8 @@ MAX_LAPSES: Final = (
 MAX_RETRIES: Final = 5  # when another process committed first
 FOLLOW_RETRY_SECONDS: Final = 1.0  # when the store could not tell what another process committed
 
+_NOERROR, _OTHER = Rcode.NOERROR, Ede.OTHER  # enumerations are slow to reach
+
 log = structlog.get_logger(__name__)
 
 
@@ -84,7 +86,9 @@ class _Batch:
     lapsed: list[tuple[bytes, bytes]] = field(default_factory=list)
     names: NamesInBatch = field(default_factory=NamesInBatch)
     renewals: dict[bytes, dict[bytes, Renewal]] = field(default_factory=dict)
+    terms: dict[tuple[UpdateLease | None, int], tuple[LeaseTerms, UpdateLease | None]] = field(default_factory=dict)
     at: int = 0
+    has_more_due: bool = False  # more names lapsed at once than a batch takes
 
 
 class _Followed(NamedTuple):
@@ -145,8 +149,9 @@ class Writer:
         if self._stopping or len(self._queue) >= MAX_QUEUE:
             return False
         pending.authorised_in = self._epoch
+        if not self._queue:
+            self._wake.set()
         self._queue.append(pending)
-        self._wake.set()
         return True
 
     def keys_changed(self) -> None:
@@ -262,16 +267,14 @@ class Writer:
         """What the updates come to. Nobody else changes zones, so queries may be answered in between."""
         now = self._clock.lease()
         batch = _Batch(at=int(now))
-        self._lapse(batch, int(now))
+        self._lapse(batch, batch.at)
+        moment = self._leases.next_moment()
+        batch.has_more_due = moment is not None and moment <= batch.at
         for number, item in enumerate(pending, 1):
             if not number % TURN:
                 await asyncio.sleep(0)
-            zone = self._zones.at(item.apex)
-            if zone is None:
-                batch.outcomes.append((item, Outcome(Rcode.NOTAUTH, f"zone {to_text(item.apex)} is gone")))
-                continue
             try:
-                outcome = self._try(batch, zone, item, now)
+                outcome = self._try(batch, item, now)
             except UpdateError as error:
                 outcome = Outcome(error.rcode, error.reason)
             except Refusal as refusal:
@@ -303,27 +306,36 @@ class Writer:
             lapse(draft, key, now)
         self._accept(batch, zone, draft, Actor("lapse"), now)
 
-    def _try(self, batch: _Batch, zone: Zone, item: PendingUpdate, now: float) -> Outcome:
+    def _try(self, batch: _Batch, item: PendingUpdate, now: float) -> Outcome:
         """One update on a draft of its own; refused (`UpdateError`, `Refusal`), it leaves no trace."""
+        zone = self._zones.at(item.apex)
+        if zone is None:
+            return Outcome(Rcode.NOTAUTH, f"zone {to_text(item.apex)} is gone")
         if item.authorised_in != self._epoch and item.again is not None:
             item.grant, item.authorised_in = item.again(), self._epoch
-        base = self._base(batch, zone)
-        if self._is_lapse_due():  # more names lapsed at once than a batch takes: those of this update must be gone
-            self._lapse_names(batch, zone, {key for key, _ in item.update.touched}, int(now))
-        terms, lease = self._terms(item, now)
+        base = batch.drafts.get(zone.apex) or self._base(batch, zone)
+        update, grant = item.update, item.grant
+        if batch.has_more_due:  # those of this update must be gone
+            self._lapse_names(batch, zone, {key for key, _ in update.touched}, batch.at)
+        wish = item.lease, grant.default_lease
+        granted_here = batch.terms.get(wish)  # machines of a kind wish alike
+        if granted_here is None:
+            granted_here = batch.terms[wish] = self._terms(item, now)
+        terms, lease = granted_here
         before = base.serial
-        if not item.grant.bounds_content and not zone.is_counted:
-            found = apply_plain(base, item.update, terms.expires)
-            if found is not None:
-                self._accept_plain(batch, base, item, found, int(now))
-                return Outcome(Rcode.NOERROR, "", lease, before, base.serial)
-        draft = Draft(base)
-        check_prerequisites(draft, item.update.prerequisites)
-        apply_update(draft, item.update, terms)
-        if item.grant.bounds_content:
-            check_quota(f"key {item.actor.key}", item.grant, draft, zone.census, batch.names)
-        self._accept(batch, zone, draft, item.actor, int(now))
-        return Outcome(Rcode.NOERROR, "", lease, before, base.serial)
+        found = None
+        if not grant.bounds_content and not zone.is_counted:
+            found = apply_plain(base, update, terms.expires)
+        if found is not None:
+            self._accept_plain(batch, base, item, found)
+        else:
+            draft = Draft(base)
+            check_prerequisites(draft, update.prerequisites)
+            apply_update(draft, update, terms)
+            if grant.bounds_content:
+                check_quota(f"key {item.actor.key}", grant, draft, zone.census, batch.names)
+            self._accept(batch, zone, draft, item.actor, batch.at)
+        return tuple.__new__(Outcome, (_NOERROR, "", lease, before, base.serial, _OTHER))
 
     def _terms(self, item: PendingUpdate, now: float) -> tuple[LeaseTerms, UpdateLease | None]:
         """A wish is clamped to the service's bounds; what comes without one is permanent, or as its rule grants."""
@@ -351,15 +363,15 @@ class Writer:
                 renewed[row.owner_key] = Renewal(row.owner_key, now, actor.key, actor.peer)
         base.fold_in(draft, found)
 
-    def _accept_plain(self, batch: _Batch, base: Draft, item: PendingUpdate, found: NodeDifference, now: int) -> None:
+    def _accept_plain(self, batch: _Batch, base: Draft, item: PendingUpdate, found: NodeDifference) -> None:
         """`_accept` for what `apply_plain` did."""
         actor = item.actor
         if found.removed or found.added:
-            change = base.advance(found, next_serial(base.serial), at=now, actor=actor)
+            change = base.advance(found, next_serial(base.serial), at=batch.at, actor=actor)
             batch.changes[base.apex].append(change)
         if found.leases and actor.key:
             key = item.update.ops[0].key
-            batch.renewals.setdefault(base.apex, {})[key] = Renewal(key, now, actor.key, actor.peer)
+            batch.renewals.setdefault(base.apex, {})[key] = Renewal(key, batch.at, actor.key, actor.peer)
 
     def _commits(self, batch: _Batch) -> list[ZoneCommit]:
         commits = []

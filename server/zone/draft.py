@@ -34,7 +34,7 @@ class Base(Protocol):
 class Draft:
     """Pending changes over `base`. A node it changes becomes its own copy first; RRsets are never changed in place."""
 
-    __slots__ = ("_below", "_found", "apex", "base", "serial", "soa_template", "soa_ttl", "touched")
+    __slots__ = ("_below", "_found", "_soa", "apex", "base", "serial", "soa_template", "soa_ttl", "touched")
 
     def __init__(self, base: Base) -> None:
         self.base = base
@@ -46,6 +46,7 @@ class Draft:
         self._below: dict[bytes, Node | None] = {}
         # What one draft folded in found of a node that no other touched: compared with the base already.
         self._found: dict[bytes, NodeDifference] = {}
+        self._soa: RR | None = None  # what the last `advance` ended with, and the next begins with
 
     def node(self, key: bytes) -> Node | None:
         """The node at a folded owner name as it would be; not to be changed."""
@@ -96,6 +97,7 @@ class Draft:
         """Take over what an accepted draft on top of this one holds, and what it `found` to differ."""
         for key, difference in found.by_key.items():
             self.take(key, upper.touched[key], difference)
+        self._soa = None
         self.serial = upper.serial
         self.soa_template = upper.soa_template
         self.soa_ttl = upper.soa_ttl
@@ -108,7 +110,7 @@ class Draft:
         """Move to `serial` and describe the step from the base."""
         base = self.base
         old_soa = _soa_rr(base)
-        self.serial = serial
+        self.serial, self._soa = serial, None
         removed, added = (old_soa, *differences.removed), (_soa_rr(self), *differences.added)
         return Change(self.apex, base.serial, serial, at, actor, removed, added)
 
@@ -122,13 +124,16 @@ class Draft:
 
     def advance(self, found: "NodeDifference", serial: int, *, at: int, actor: Actor) -> Change:
         """Move to `serial` and describe the step, which was to `take` what was `found`."""
-        before, old_soa = self.serial, _soa_rr(self)
+        before, old_soa = self.serial, self._soa or _soa_rr(self)
         self.serial = serial
-        return Change(self.apex, before, serial, at, actor, (old_soa, *found.removed), (_soa_rr(self), *found.added))
+        soa = self._soa = _soa_rr(self)
+        step = (self.apex, before, serial, at, actor, (old_soa, *found.removed), (soa, *found.added))
+        return tuple.__new__(Change, step)
 
 
 def _soa_rr(draft: Base) -> RR:
-    return RR(draft.apex, _SOA, draft.soa_ttl, soa_with_serial(draft.soa_template, draft.serial))
+    soa = soa_with_serial(draft.soa_template, draft.serial)
+    return tuple.__new__(RR, (draft.apex, _SOA, draft.soa_ttl, soa))
 
 
 class NodeDifference:
