@@ -51,6 +51,7 @@ from server.push.service import PushService
 from server.signed_queries import SignedQueries
 from server.store.writing import Statements
 from server.system import SystemClock, SystemEntropy
+from server.transport.ports import SendAlike
 from server.writer import Writer
 from server.zone.leases import LeaseQueue
 from server.zone.model import Change, ZoneCommit
@@ -78,15 +79,15 @@ class NoDisk:
 class House:
     """Zone, keys, writer, dispatcher and ready answers, put together as the server does.
 
-    With `send_event` it has Long-Lived Queries too, and leases on all records.
+    With `send_events` it has Long-Lived Queries too, and leases on all records.
     """
 
-    def __init__(self, hosts: int = HOSTS, send_event: Callable[[Peer, bytes], None] | None = None) -> None:
+    def __init__(self, hosts: int = HOSTS, send_events: SendAlike | None = None) -> None:
         self.clock, self.metrics = SystemClock(), Metrics()
         self.zones = Zones()
         self.leases = LeaseQueue(self.zones)
         zone = Zone(1, APEX, 1, _SOA, 120)
-        watched = send_event is not None
+        watched = send_events is not None
         records = stored_records(hosts, int(time.time()) + 7200, fleet=0 if watched else None, are_leased=watched)
         zone.load(records, partial(self.leases.loaded, APEX) if watched else None)
         self.zones.add(zone)
@@ -105,11 +106,11 @@ class House:
             on_node=self.fast.node_changed,
         )
         push: Any = None  # no query of these loops is a long-lived one
-        if send_event is not None:
+        if send_events is not None:
             push = PushService(
                 LlqSettings(setups_per_second=1e6, setup_burst=1_000_000, quiet_seconds=0),
                 zones=self.zones, keyring=self.keyring, clock=self.clock, entropy=SystemEntropy(),
-                metrics=self.metrics, send=send_event, event_listener=lambda peer: 0,
+                metrics=self.metrics, send=send_events, event_listener=lambda peer: 0,
             )  # fmt: skip
         self.push = push
         self.dispatcher = Dispatcher(

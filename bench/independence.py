@@ -44,7 +44,7 @@ class Bench:
     def __init__(self, records: int) -> None:
         self.hosts = records // RECORDS_A_HOST
         self.events: list[tuple[Peer, bytes]] = []
-        self.house = House(self.hosts, lambda peer, wire: self.events.append((peer, wire)))
+        self.house = House(self.hosts, lambda peers, alike: self.events.extend(zip(peers, alike.each(), strict=True)))
         self.rng = random.Random(records)
         self.number = 0
         self.held: dict[bytes, tuple[Peer, int]] = {}

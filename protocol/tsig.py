@@ -10,6 +10,7 @@ Key and algorithm names are digested folded and whole; clients in the field writ
 import hashlib
 import hmac
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -313,6 +314,13 @@ def sign_common(wire: bytes, key: Key, *, now: int, request_mac: bytes | None) -
     message_id = wire[:2]
     digested = _with_length(request_mac) if request_mac else b""
     return message_id + sign_reply(message_id, wire[2:], key, now=now, request_mac=digested)
+
+
+def common_macs(wires: Iterable[bytes], key: Key, *, now: int) -> list[bytes]:
+    """The MACs of messages as `sign_common` makes them for such that answer no signed request."""
+    rest = b"".join((key.variables, _times(now), _TAIL_OF_NONE))
+    mac = key.mac
+    return [mac(wire + rest) for wire in wires]
 
 
 def _append(wire: bytes, tsig: Tsig) -> bytes:

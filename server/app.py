@@ -43,7 +43,7 @@ from server.store.sql import SqlStore
 from server.system import Clock, Entropy, SystemClock, SystemEntropy
 from server.transfer.notify import Notifier
 from server.transfer.service import TransferService
-from server.transport.ports import UdpListener
+from server.transport.ports import Alike, UdpListener
 from server.transport.stream import StreamServer
 from server.transport.udp import open_udp
 from server.webhook.message import Refused, read_secret
@@ -165,7 +165,7 @@ class Server:
             clock=self.clock,
             entropy=self.entropy,
             metrics=self.metrics,
-            send=self._send,
+            send=self._send_events,
             event_listener=self._event_listener,
         )
         self.dso = DsoService(
@@ -612,12 +612,16 @@ class Server:
         for apex in changed:
             self.transfers.publish(apex)
 
+    def _send_events(self, peers: Sequence[Peer], alike: Alike) -> None:
+        """Send events where their subscriptions live; a stream that is gone has told the machine so already."""
+        if peers[0].transport != "udp":
+            for peer, wire in zip(peers, alike.each(), strict=True):
+                self.streams.send(peer, wire)
+        elif peers[0].via in self._udp:
+            self._udp[peers[0].via].send(peers, alike)
+
     def _send(self, peer: Peer, wire: bytes) -> None:
-        """Send an event where its subscription lives; a stream that is gone has told the machine so already."""
-        if peer.transport != "udp":
-            self.streams.send(peer, wire)
-        elif peer.via in self._udp:
-            self._udp[peer.via].send(peer, wire)
+        self._send_events((peer,), Alike(wire))
 
     def _send_on_stream(self, via: int, wire: bytes) -> None:
         connection = self.streams.connections.get(via)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from typing import NamedTuple
 
 from server.push.events import Items
-from server.push.subscriptions import State, Subscription, Topic
+from server.push.subscriptions import AT_RISK_SECONDS, State, Subscription, Topic
 from server.store.api import SubscriptionChanges, SubscriptionKey, SubscriptionRow, TopicRow
 from server.store.packing import pack_items
 
@@ -21,6 +21,29 @@ class Bounds(NamedTuple):
     sure: Items
     maybe: Items
     is_settled: bool
+
+
+def topic_bounds(topic: Topic, now: float) -> Bounds:
+    """Of a topic that is not stale."""
+    items = topic.items
+    sure = maybe = items
+    is_settled = topic.window_opened_at is None
+    for subscription in topic.subscriptions:
+        if subscription.sure is items and subscription.maybe is items and not subscription.recent_views:
+            is_settled &= subscription.state is State.SETTLED
+            continue
+        if not subscription.is_lasting:
+            continue
+        sure &= subscription.sure
+        maybe |= subscription.maybe
+        is_settled &= subscription.is_current
+        if subscription.outstanding is not None:
+            sure &= subscription.outstanding.plan.sure
+            maybe |= subscription.outstanding.plan.maybe
+        for view in subscription.recent_views:
+            if now - view.until <= AT_RISK_SECONDS:
+                sure, maybe, is_settled = sure & view.sure, maybe | view.maybe, False
+    return Bounds(sure, maybe, is_settled)
 
 
 class Ledger:

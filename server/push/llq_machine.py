@@ -1,69 +1,36 @@
 """The Long-Lived Query server core (RFC 8764, with RFC 6281 §5.3 bounds). Pure: no I/O, clocks, entropy, logging.
 
-Everything that changes a subscription's state is in this file, by the table of `llq_states`. Time and entropy come as
-arguments; what to send is fetched with `take_effects`. Invariant: after every quiet period each subscription is SETTLED
-on what `lookup` says, or GONE, its end counted.
-
-It is driven by levels, not edges: a change only marks a question; when its window closes the zone is asked what it says
-now, and each client is sent the difference to what it holds. Merging and cancelling need no bookkeeping of their own.
+Requests, leases, streams and restarts are here, events in `event_queue`; these two change a subscription's state, by
+the table of `llq_states`. Time and entropy come as arguments; what to send is fetched with `take_effects`. Invariant:
+after every quiet period each subscription is SETTLED on what `lookup` says, or GONE, its end counted.
 """
 
 import heapq
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from protocol.constants import MAX_MESSAGE_OCTETS, Class, EdnsOption, Type, is_meta_type
+from protocol.constants import Class, EdnsOption, Type, is_meta_type
 from protocol.edns import LLQ_VERSION, LlqError, LlqOpcode, LlqOption, Opt, llq_options
 from protocol.errors import DecodeError
 from protocol.message import Message, Question
 from protocol.name import fold
 from server.peer import Peer
 from server.push.challenge import Challenger, is_older
-from server.push.events import Item, Items, event_room, make_plan
-from server.push.ledger import Bounds, Ledger
-from server.push.limits import MAX_QUESTIONS, RETRY_SECONDS, Counters, LlqLimits, TokenBucket
+from server.push.event_queue import EventQueue, Lookup
+from server.push.events import UNKNOWN_STAMP, Item, Items
+from server.push.ledger import Bounds, Ledger, topic_bounds
+from server.push.limits import MAX_QUESTIONS, Counters, LlqLimits, TokenBucket
 from server.push.llq_states import Input, step
-from server.push.subscriptions import (
-    UNKNOWN_STAMP,
-    Outstanding,
-    Register,
-    State,
-    Subscription,
-    Topic,
-    View,
-    network_of,
-)
+from server.push.sending import SendEvents
+from server.push.subscriptions import AT_RISK_SECONDS, Register, State, Subscription, Topic, View, network_of
 from server.zone.model import RR, Change
 
-AT_RISK_SECONDS: Final = 30.0  # events older than this on a stream that still lived are taken as received
-_EVENTS_A_SECOND: Final = 16  # message IDs a second of one subscription; it may borrow from the next
-_SLICE: Final = 200  # events made in one call, so that queries get their turn in between
-_PLANS_KEPT: Final = 64
-_VIEWS_KEPT: Final = 31
+_SLICE: Final = 256  # events made in one call, so that queries get their turn in between
 
-Lookup = Callable[[Question], list[RR]]
 Admit = Callable[[Question], LlqError]
-
-
-_Try = tuple[float, Subscription, Outstanding]  # when it is looked at again, and for which event
-_Crowd = deque[Subscription]  # those of one question whose window closed, not yet looked at
-
-
-class SendEvent(NamedTuple):
-    """Send `wire` to `peer`, signed first when `key_name` is set: as a request, with time `signed_at` (unix seconds).
-
-    A retransmission has the same wire and `signed_at`, so signing it again gives the same octets.
-    """
-
-    peer: Peer
-    key_name: bytes | None
-    message_id: int
-    wire: bytes
-    signed_at: int
 
 
 class Restored(NamedTuple):
@@ -144,14 +111,9 @@ class LlqMachine:
         self._event_listener = event_listener
         self._register = Register()
         self._bucket = TokenBucket(limits.setups_per_second, limits.setup_burst)
-        self._heap: list[tuple[float, int, Subscription | Topic]] = []
-        # By number of tries: whoever was sent an event, in the order in which the next try is due, the wait being the
-        # same for all of them. A timer wheel of three spokes; nothing is sorted.
-        self._retries: tuple[deque[_Try], ...] = tuple(deque() for _ in RETRY_SECONDS)
+        self._leases: list[tuple[float, int, Subscription]] = []
         self._ticket = count()
-        self._ready: deque[tuple[float, Subscription | _Crowd]] = deque()
-        self._parked: dict[int, list[Subscription]] = {}
-        self._effects: list[SendEvent] = []
+        self._events = EventQueue(limits, self.counters, self._register, lookup=lookup, end=self._end)
 
     def __len__(self) -> int:
         return len(self._register)
@@ -162,13 +124,13 @@ class LlqMachine:
 
     def next_deadline(self) -> float | None:
         """The moment something is due, maybe past; None when nothing ever is."""
-        queues: tuple[Sequence[tuple[Any, ...]], ...] = (self._heap, self._ready, *self._retries)
-        moments: list[float] = [entries[0][0] for entries in queues if entries]
+        moments = self._events.moments()
+        if self._leases:
+            moments.append(self._leases[0][0])
         return min(moments, default=None)
 
-    def take_effects(self) -> list[SendEvent]:
-        effects, self._effects = self._effects, []
-        return effects
+    def take_effects(self) -> list[SendEvents]:
+        return self._events.take_effects()
 
     # Requests
 
@@ -223,7 +185,7 @@ class LlqMachine:
             else:
                 self._widen(subscription, got)
             if not subscription.is_current:
-                self._make_due(subscription, now)
+                self._events.make_due(subscription, now)
 
     def _widen(self, subscription: Subscription, got: frozenset[Item]) -> None:
         """The client may take the repeated answers for the truth, or ignore them, before or after other events."""
@@ -234,7 +196,7 @@ class LlqMachine:
         self._ledger.touched(subscription.topic)
         event = subscription.outstanding
         if event is not None:
-            event.plan = replace(event.plan, sure=event.plan.sure & got, maybe=event.plan.maybe | got)
+            subscription.outstanding = event.known_up_to(got, got)
 
     def _one(self, question: Question, option: LlqOption | None, request: _Request) -> LlqOption:
         if option is None:
@@ -318,7 +280,7 @@ class LlqMachine:
         topic = self._register.topic_for(question)
         peer, now = request.peer, request.now
         subscription = Subscription(
-            llq_id, topic, question.name, peer, network_of(peer.address), request.key_name, now + lease
+            llq_id, topic, topic.spelling(question.name), peer, network_of(peer.address), request.key_name, now + lease
         )
         subscription.event_port = event_port
         subscription.is_stream_born = not request.is_udp
@@ -379,9 +341,7 @@ class LlqMachine:
         step(held, Input.MOVED)
         self._register.move(held, request.peer)
         if event is not None:
-            wire = event.plan.wire(event.message_id, held.llq_id)
-            self._effects.append(SendEvent(held.peer, held.key_name, event.message_id, wire, event.signed_at))
-            self._sent_on_stream(held, event, request.now)
+            self._events.send_on_stream(held, event, request.now)
 
     def _clamp(self, lease: int) -> int:
         return max(self._limits.minimum_lease_seconds, min(lease, self._limits.maximum_lease_seconds))
@@ -435,7 +395,7 @@ class LlqMachine:
             if option.opcode == LlqOpcode.EVENT:
                 waiting = self._register.awaiting(message.id, option.llq_id, peer)
                 if waiting is not None:
-                    self._acked(waiting, now)
+                    self._events.acked(waiting, now)
                     matched = True
                 else:
                     self._overtaken(message.questions, option.llq_id, peer, now)
@@ -443,16 +403,6 @@ class LlqMachine:
         if not matched:
             self.counters.stray_acks += 1
         return matched
-
-    def _acked(self, subscription: Subscription, now: float) -> None:
-        event = subscription.outstanding
-        assert event is not None
-        subscription.outstanding = None
-        subscription.sure, subscription.maybe = event.plan.sure, event.plan.maybe
-        step(subscription, Input.ACKED)
-        self.counters.acks += 1
-        if subscription.topic.window_opened_at is None and not subscription.is_current:
-            self._make_due(subscription, now)
 
     def _overtaken(self, questions: Sequence[Question], llq_id: int, peer: Peer, now: float) -> None:
         """An ack of an event that the process before this one sent: its client may have applied it after ours."""
@@ -465,11 +415,9 @@ class LlqMachine:
             return
         held.sure, held.maybe = held.sure & before.sure, held.maybe | before.maybe
         if held.outstanding is not None:
-            plan = held.outstanding.plan
-            held.outstanding.plan = replace(plan, sure=plan.sure & before.sure, maybe=plan.maybe | before.maybe)
+            held.outstanding = held.outstanding.known_up_to(before.sure, before.maybe)
         self._ledger.touched(held.topic)
-        if held.topic.window_opened_at is None and not held.is_current:
-            self._make_due(held, now)
+        self._events.review(held, now)
 
     def _confirms_stream(self, questions: Sequence[Question], llq_id: int, peer: Peer) -> bool:
         if len(questions) != 1:
@@ -499,25 +447,13 @@ class LlqMachine:
                 elif rtype in types:
                     touched[types[rtype]] = None
         for topic in touched:
-            self._touch(topic, now)
+            self._ledger.touched(topic)
+            self._events.touch(topic, now)
         return bool(touched)
-
-    def _touch(self, topic: Topic, now: float) -> None:
-        self._ledger.touched(topic)
-        topic.is_stale = True
-        topic.last_change_at = now
-        if topic.window_opened_at is None:
-            topic.window_opened_at = now
-            self._schedule(self._window_end(topic), topic)
-
-    def _window_end(self, topic: Topic) -> float:
-        assert topic.window_opened_at is not None
-        limits = self._limits
-        return min(topic.last_change_at + limits.quiet_seconds, topic.window_opened_at + limits.longest_wait_seconds)
 
     def stream_closed(self, via: int, *, now: float) -> None:
         """A connection is gone: its subscriptions go on over UDP where the client told a port, and end otherwise."""
-        self._parked.pop(via, None)
+        self._events.forget_stream(via)
         for subscription in self._register.on_stream(via):
             listener = self._event_listener(subscription.peer) if subscription.event_port else None
             if listener is None:
@@ -535,19 +471,14 @@ class LlqMachine:
                     subscription.sure &= view.sure
                     subscription.maybe |= view.maybe
             subscription.recent_views = ()
-            if subscription.state is State.DUE:
-                self._ready.append((now, subscription))
-            elif subscription.topic.window_opened_at is None and not subscription.is_current:
-                self._make_due(subscription, now)
+            self._events.moved(subscription, now)
 
     def stream_paused(self, via: int) -> None:
         """The connection's buffer is full: later changes merge until `stream_resumed`."""
-        self._parked.setdefault(via, [])
+        self._events.pause(via)
 
     def stream_resumed(self, via: int, *, now: float) -> None:
-        for subscription in self._parked.pop(via, ()):
-            if subscription.state is State.DUE:
-                self._ready.append((now, subscription))
+        self._events.resume(via, now)
 
     def revoke_key(self, key_name: bytes) -> None:
         """End every subscription signed with this key."""
@@ -566,26 +497,8 @@ class LlqMachine:
 
     def bounds(self, topic: Topic, *, now: float) -> Bounds:
         """What the watchers of a topic that outlive this process hold. Later events bring only later changes."""
-        self._renew(topic)
-        items = topic.items
-        sure = maybe = items
-        is_settled = topic.window_opened_at is None
-        for subscription in topic.subscriptions:
-            if subscription.sure is items and subscription.maybe is items and not subscription.recent_views:
-                is_settled &= subscription.state is State.SETTLED
-                continue
-            if not subscription.is_lasting:
-                continue
-            sure &= subscription.sure
-            maybe |= subscription.maybe
-            is_settled &= subscription.is_current
-            if subscription.outstanding is not None:
-                sure &= subscription.outstanding.plan.sure
-                maybe |= subscription.outstanding.plan.maybe
-            for view in subscription.recent_views:
-                if now - view.until <= AT_RISK_SECONDS:
-                    sure, maybe, is_settled = sure & view.sure, maybe | view.maybe, False
-        return Bounds(sure, maybe, is_settled)
+        self._events.renew(topic)
+        return topic_bounds(topic, now)
 
     def restore(self, saved: Restored, *, now: float) -> bool:
         """Take up a subscription of a former process; False when its place is taken.
@@ -599,7 +512,7 @@ class LlqMachine:
         subscription = Subscription(
             saved.llq_id,
             topic,
-            question.name,
+            topic.spelling(question.name),
             saved.peer,
             network_of(saved.peer.address),
             saved.key_name,
@@ -609,7 +522,7 @@ class LlqMachine:
             stamp=UNKNOWN_STAMP,
             is_saved=True,
         )
-        self._renew(topic)
+        self._events.renew(topic)
         topic.is_stored = True
         items = topic.items
         subscription.sure = items if saved.sure == items else saved.sure
@@ -622,55 +535,24 @@ class LlqMachine:
         self._ledger.touched(topic)
         self.counters.restored += 1
         if not subscription.is_current:
-            self._make_due(subscription, now)
+            self._events.make_due(subscription, now)
         return True
 
     # Time
 
     def handle_deadline(self, *, now: float, unix: int, most: int = _SLICE) -> None:
         """Do what is due, at most `most` things; `next_deadline` stays in the past while more is."""
-        for _ in range(most - self._handle_moments(now, most)):
-            if not self._ready:
-                return
-            subscription = self._next_ready()
-            if subscription.state is State.DUE:
-                self._flush_safely(subscription, now, unix)
+        while most > 0 and self._leases and self._leases[0][0] <= now:
+            self._lease_due(heapq.heappop(self._leases)[2], now)
+            most -= 1
+        self._events.handle(now, unix, most)
 
-    def _handle_moments(self, now: float, most: int) -> int:
-        """Leases, windows and tries whose moment has come; how many, at most `most`."""
-        done = 0
-        while done < most and self._heap and self._heap[0][0] <= now:
-            _, _, target = heapq.heappop(self._heap)
-            if isinstance(target, Topic):
-                self._window_due(target, now)
-            else:
-                self._lease_due(target, now)
-            done += 1
-        for spoke in self._retries:
-            while done < most and spoke and spoke[0][0] <= now:
-                _, subscription, event = spoke.popleft()
-                self._retry_due(subscription, event, now)
-                done += 1
-        return done
-
-    def _next_ready(self) -> Subscription:
-        """The next in turn; a crowd gives one and goes to the back."""
-        at, who = self._ready.popleft()
-        if isinstance(who, Subscription):
-            return who
-        subscription = who.popleft()
-        if who:
-            self._ready.append((at, who))
-        if subscription.state is State.SETTLED and not subscription.is_current:
-            step(subscription, Input.CHANGED)
-        return subscription
-
-    def _schedule(self, at: float, target: Subscription | Topic) -> None:
+    def _schedule(self, at: float, subscription: Subscription) -> None:
         """Entries that came to nothing stay until their time, but never more of them than live ones and some."""
-        heapq.heappush(self._heap, (at, next(self._ticket), target))
-        if len(self._heap) > 1024 + 4 * len(self._register):
-            self._heap = [entry for entry in self._heap if _is_awaited(entry)]
-            heapq.heapify(self._heap)
+        heapq.heappush(self._leases, (at, next(self._ticket), subscription))
+        if len(self._leases) > 1024 + 4 * len(self._register):
+            self._leases = [entry for entry in self._leases if _is_awaited(entry)]
+            heapq.heapify(self._leases)
 
     def _watch_lease(self, subscription: Subscription) -> None:
         """A lease that grew is looked at again when its earlier end comes."""
@@ -687,108 +569,6 @@ class LlqMachine:
         subscription.alarm_at = subscription.expires_at
         self._schedule(subscription.alarm_at, subscription)
 
-    def _retry_due(self, subscription: Subscription, event: Outstanding, now: float) -> None:
-        if subscription.outstanding is not event:
-            return
-        if subscription.tries == len(RETRY_SECONDS):
-            self._end(subscription, Input.UNREACHABLE)
-            return
-        step(subscription, Input.RETRY)
-        self.counters.retransmissions += 1
-        self._transmit(subscription, event, now)
-
-    def _window_due(self, topic: Topic, now: float) -> None:
-        if topic.window_opened_at is None:
-            return
-        end = self._window_end(topic)
-        if end > now:
-            self._schedule(end, topic)
-            return
-        topic.window_opened_at = None
-        if topic.subscriptions:
-            self._renew(topic)
-            self._ready.append((now, deque(topic.subscriptions)))
-
-    def _make_due(self, subscription: Subscription, now: float) -> None:
-        """Only a settled one: what awaits an ack is looked at again when that comes."""
-        if subscription.state is State.SETTLED:
-            step(subscription, Input.CHANGED)
-            self._ready.append((now, subscription))
-
-    def _renew(self, topic: Topic) -> None:
-        if topic.is_stale:
-            topic.renew(topic.own(self._lookup(topic.question)))
-
-    def _flush_safely(self, subscription: Subscription, now: float, unix: int) -> None:
-        """A fault of ours (in `lookup`, say) goes up, but leaves the subscription where the next change moves it on."""
-        try:
-            self._flush(subscription, now, unix)
-        except Exception:
-            if subscription.state is State.DUE:
-                step(subscription, Input.NOTHING_NEW)
-            raise
-
-    def _flush(self, subscription: Subscription, now: float, unix: int) -> None:
-        """Send the difference between what the client holds and what the zone says, as far as one message goes."""
-        peer, topic = subscription.peer, subscription.topic
-        if subscription.is_on_stream and peer.via in self._parked:
-            self._parked[peer.via].append(subscription)
-            return
-        self._renew(topic)
-        if subscription.is_current:
-            step(subscription, Input.NOTHING_NEW)
-            return
-        limit = MAX_MESSAGE_OCTETS if subscription.is_on_stream else self._limits.udp_octets
-        room = event_room(limit, subscription.key_name)
-        views = (subscription.name, subscription.sure, subscription.maybe, room)
-        plan = topic.plans.get(views)
-        if plan is None:
-            if len(topic.plans) >= _PLANS_KEPT:
-                topic.plans.clear()
-            plan = topic.plans[views] = make_plan(
-                subscription.name, topic.rtype, subscription.sure, subscription.maybe, topic.ttls, topic.items, room
-            )
-        self.counters.oversized += plan.oversized
-        if not plan.records:
-            subscription.sure, subscription.maybe = plan.sure, plan.maybe
-            step(subscription, Input.NOTHING_NEW)
-            return
-        self.counters.events += 1
-        event = Outstanding(_event_id(subscription, unix), plan, unix)
-        if subscription.is_on_stream:
-            wire = plan.wire(event.message_id, subscription.llq_id)
-            self._effects.append(SendEvent(peer, subscription.key_name, event.message_id, wire, unix))
-            self._sent_on_stream(subscription, event, now)
-        else:
-            step(subscription, Input.SENT)
-            subscription.outstanding = event
-            subscription.tries = 0
-            self._transmit(subscription, event, now)
-
-    def _transmit(self, subscription: Subscription, event: Outstanding, now: float) -> None:
-        wire = event.plan.wire(event.message_id, subscription.llq_id)
-        self._effects.append(
-            SendEvent(subscription.peer, subscription.key_name, event.message_id, wire, event.signed_at)
-        )
-        tries = subscription.tries
-        waiting = self._retries[tries]
-        waiting.append((now + RETRY_SECONDS[tries], subscription, event))
-        subscription.tries = tries + 1
-        if len(waiting) > 1024 + 4 * len(self._register):  # mostly of events acknowledged since
-            awaited = [each for each in waiting if each[1].outstanding is each[2]]
-            waiting.clear()
-            waiting.extend(awaited)
-
-    def _sent_on_stream(self, subscription: Subscription, event: Outstanding, now: float) -> None:
-        """A stream delivers in order or breaks: the event counts as received, but may yet be lost for a while."""
-        view = View(now, subscription.sure, subscription.maybe)
-        recent = [item for item in subscription.recent_views if now - item.until <= AT_RISK_SECONDS]
-        subscription.recent_views = (*recent[-_VIEWS_KEPT:], view)
-        subscription.sure, subscription.maybe = event.plan.sure, event.plan.maybe
-        step(subscription, Input.SENT_ON_STREAM)
-        if subscription.topic.window_opened_at is None and not subscription.is_current:
-            self._make_due(subscription, now)
-
     def _end(self, subscription: Subscription, reason: Input) -> None:
         step(subscription, reason)
         self._register.remove(subscription)
@@ -797,23 +577,9 @@ class LlqMachine:
         setattr(self.counters, name, getattr(self.counters, name) + 1)
 
 
-def _event_id(subscription: Subscription, unix: int) -> int:
-    """A message ID that no event of this subscription had within an hour: by it clients know what they have applied.
-
-    Random ones repeat: with 20 remembered, one event in 3,000 would be taken for an old one. This one goes with time,
-    so over a restart too, and is not to be guessed without the LLQ-ID. The first after a restart is one of the second
-    to come: in this one the process before may have told of something already.
-    """
-    second = unix + 1 if subscription.stamp == UNKNOWN_STAMP else unix
-    subscription.stamp = max(subscription.stamp + 1, second * _EVENTS_A_SECOND)
-    return (subscription.stamp ^ subscription.llq_id) & 0xFFFF
-
-
-def _is_awaited(entry: tuple[float, int, Subscription | Topic]) -> bool:
-    at, _, target = entry
-    if isinstance(target, Topic):
-        return target.window_opened_at is not None and bool(target.subscriptions)
-    return target.state is not State.GONE and target.alarm_at == at
+def _is_awaited(entry: tuple[float, int, Subscription]) -> bool:
+    at, _, subscription = entry
+    return subscription.state is not State.GONE and subscription.alarm_at == at
 
 
 def _read(data: bytes) -> LlqOption | None:

@@ -69,3 +69,10 @@ def diagram() -> str:
 def step(subscription: Subscription, happening: Input) -> None:
     """Follow the table; a missing row is a fault of ours, since peers' messages are judged before."""
     subscription.state = TRANSITIONS[subscription.state, happening]
+
+
+def after(state: State, *happenings: Input) -> State:
+    """Where the table leads from `state`: a step of many at once."""
+    for happening in happenings:
+        state = TRANSITIONS[state, happening]
+    return state

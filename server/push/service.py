@@ -24,6 +24,7 @@ from server.reply import Reply, write_section
 from server.request import Authenticated, Refusal
 from server.store.api import Store
 from server.system import Clock, Entropy
+from server.transport.ports import SendAlike
 from server.zone.model import RR, Change
 from server.zone.zone import Zone, Zones
 
@@ -44,7 +45,7 @@ class PushService:
         clock: Clock,
         entropy: Entropy,
         metrics: Metrics,
-        send: Callable[[Peer, bytes], None],
+        send: SendAlike,
         event_listener: Callable[[Peer], int | None],
     ) -> None:
         self._settings = settings

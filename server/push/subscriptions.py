@@ -2,7 +2,7 @@
 
 import ipaddress
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
@@ -10,10 +10,10 @@ from protocol.constants import Class, Type
 from protocol.message import Question
 from protocol.name import fold
 from server.peer import Peer
-from server.push.events import NOTHING, Item, Items, Plan
+from server.push.events import NOTHING, Item, Items, Plan, event_id
 from server.zone.model import RR
 
-UNKNOWN_STAMP: Final = -1  # of what a former process last sent
+AT_RISK_SECONDS: Final = 30.0  # events older than this on a stream that still lived are taken as received
 
 
 class State(Enum):
@@ -49,6 +49,10 @@ class Topic:
     def question(self) -> Question:
         return Question(self.owner, self.rtype, Class.IN)
 
+    def spelling(self, name: bytes) -> bytes:
+        """Its name in a client's case: of most clients the same object."""
+        return self.owner if name == self.owner else name
+
     def own(self, records: list[RR]) -> list[RR]:
         """The records that stand at this very name and are of this type, or the alias in their place."""
         return [rr for rr in records if rr.rtype in (self.rtype, Type.CNAME) and fold(rr.owner) == self.owner]
@@ -64,16 +68,21 @@ class Topic:
         self.is_stale = False
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Outstanding:
-    """An event sent over UDP and not yet acknowledged. `signed_at` makes each transmission the same octets.
+    """An event sent over UDP and not yet acknowledged, the same object for all who were sent it at once.
 
-    Only the views of `plan` change under way, never its body.
+    `signed_at` makes each transmission the same octets. `stamp` is that of the subscription as long as it waits.
     """
 
-    message_id: int
     plan: Plan
+    stamp: int
     signed_at: int
+
+    def known_up_to(self, sure: Items, maybe: Items) -> "Outstanding":
+        """For one of whom less is certain than of the others: what it holds after its ack lies further apart."""
+        plan = replace(self.plan, sure=self.plan.sure & sure, maybe=self.plan.maybe | maybe)
+        return replace(self, plan=plan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +112,6 @@ class Subscription:
     sure: Items = NOTHING
     maybe: Items = NOTHING
     outstanding: Outstanding | None = None
-    tries: int = 0
     stamp: int = 0
     """Of its last event, from which the message ID was made; 0 before the first of all."""
     recent_views: tuple[View, ...] = ()
@@ -113,6 +121,10 @@ class Subscription:
     """Whether the store may have a row of it."""
     inherited: View | None = None
     """What its client held when this process took it over, for as long as events of the former one may be under way."""
+
+    def awaits(self, event: Outstanding) -> bool:
+        """Whether it has not acknowledged this event: each has another stamp."""
+        return self.outstanding is not None and self.stamp == event.stamp
 
     @property
     def is_on_stream(self) -> bool:
@@ -241,7 +253,9 @@ class Register:
         """The one whose event of this message ID, sent to `peer`, is not acknowledged yet."""
         for held in self._by_id.get(llq_id, ()):
             event = held.outstanding
-            if event is not None and event.message_id == message_id and held.peer[1:3] == peer[1:3]:
+            if event is None or held.peer[1:3] != peer[1:3]:
+                continue
+            if event_id(event.stamp, llq_id) == message_id:
                 return held
         return None
 

@@ -2,16 +2,23 @@
 
 They gather in slots of one buffer until a call's worth is there or the event loop's turn ends. What the system does not
 take is dropped and counted: events are sent again until they are acknowledged.
+
+Of messages that are alike (see `ports.Alike`) a slot gets the common octets once, and a field is written into all slots
+at a time: assigned to a view of the buffer that has one word of each slot.
 """
 
 import asyncio
 import errno
 import socket
 import struct
+import sys
 from array import array
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, Literal
 
 from server.metrics import Metrics
+from server.peer import Peer
+from server.transport.ports import Alike
 
 SLOTS: Final = 64  # datagrams a call
 SLOT_OCTETS: Final = 1536  # room for one; an event over UDP has at most 1232
@@ -20,6 +27,11 @@ _NO_ROOM: Final = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
 _V4: Final = struct.Struct("=H2s4s8x")  # sockaddr_in: family, port, address
 _V6: Final = struct.Struct("=H2s4x16s4x")  # sockaddr_in6 without flow and scope
 _PORTS: Final = tuple(port.to_bytes(2, "big") for port in range(65536))
+_PORT_AT: Final = 2  # in either
+_V4_AT: Final = 4
+_V6_AT: Final = 8
+_Word = tuple[int, Literal["Q", "I", "H", "B"]]  # octets and format, as `memoryview.cast` knows it
+_WORDS: Final[tuple[_Word, ...]] = ((8, "Q"), (4, "I"), (2, "H"), (1, "B"))
 
 
 class Outbox:
@@ -34,8 +46,8 @@ class Outbox:
         self._is_scheduled = False
         self._count = 0
         self._lengths = array("L", [0] * SLOTS)
-        self._data = ffi.new("unsigned char[]", SLOTS * SLOT_OCTETS)
-        self._names = ffi.new("unsigned char[]", SLOTS * _NAME_OCTETS)
+        self._data = ffi.new("unsigned char[]", (SLOTS + 1) * SLOT_OCTETS)  # one more: views end at a whole slot
+        self._names = ffi.new("unsigned char[]", (SLOTS + 1) * _NAME_OCTETS)
         self._messages = ffi.new("struct mmsghdr[]", SLOTS)
         self._vectors = ffi.new("struct iovec[]", SLOTS)
         for slot in range(SLOTS):
@@ -47,6 +59,8 @@ class Outbox:
             head.msg_iovlen = 1
         self._octets = ffi.buffer(self._data)
         self._name_octets = ffi.buffer(self._names)
+        for slot in range(SLOTS):
+            self._name_octets[slot * _NAME_OCTETS : slot * _NAME_OCTETS + 2] = self._family.to_bytes(2, sys.byteorder)
         word = ffi.sizeof("size_t")
         sizes = memoryview(ffi.buffer(self._vectors)).cast("L")
         self._sizes = sizes[ffi.offsetof("struct iovec", "iov_len") // word :: 2]
@@ -69,13 +83,45 @@ class Outbox:
         at = slot * _NAME_OCTETS
         self._name_octets[at : at + len(name)] = name
         self._lengths[slot] = size
-        self._count = slot + 1
-        if self._count == SLOTS:
+        self._added(slot + 1)
+        return True
+
+    def take_alike(self, peers: Sequence[Peer], alike: Alike) -> bool:
+        """Put in one message for each peer, a call's worth at most; False where they must go one by one."""
+        count, size = len(peers), len(alike.template)
+        if count > SLOTS or size > SLOT_OCTETS:
+            return False
+        family = self._family
+        try:
+            if family == socket.AF_INET6:
+                address_at, addresses = _V6_AT, [socket.inet_pton(family, peer.address) for peer in peers]
+            else:
+                address_at, addresses = _V4_AT, [socket.inet_aton(peer.address) for peer in peers]
+        except OSError:  # with a zone index
+            return False
+        if self._count + count > SLOTS:
+            self.flush()
+        first = self._count
+        names = memoryview(self._name_octets)[first * _NAME_OCTETS :]
+        _put(names, _NAME_OCTETS, _PORT_AT, b"".join([_PORTS[peer.port] for peer in peers]), count)
+        _put(names, _NAME_OCTETS, address_at, b"".join(addresses), count)
+        for at in range(first * SLOT_OCTETS, (first + count) * SLOT_OCTETS, SLOT_OCTETS):
+            self._octets[at : at + size] = alike.template
+        octets = memoryview(self._octets)[first * SLOT_OCTETS :]
+        for at, values in alike.fields:
+            _put(octets, SLOT_OCTETS, at, values, count)
+        self._lengths[first : first + count] = array("L", [size]) * count
+        self._added(first + count)
+        return True
+
+    def _added(self, count: int) -> None:
+        """So many slots are full now."""
+        self._count = count
+        if count == SLOTS:
             self.flush()
         elif not self._is_scheduled:
             self._is_scheduled = True
             self._loop.call_soon(self._flush_later)
-        return True
 
     def _flush_later(self) -> None:
         self._is_scheduled = False
@@ -104,3 +150,14 @@ class Outbox:
         """Send what is there, and never again."""
         self.flush()
         self._descriptor = -1
+
+
+def _put(slots: memoryview, stride: int, at: int, values: bytes, count: int) -> None:
+    """Write `count` values, all of one size, to offset `at` of as many slots: of all slots the same word at a time."""
+    size = len(values) // count
+    octets, form = next(word for word in _WORDS if size % word[0] == 0)
+    source = memoryview(values).cast(form)
+    words = size // octets
+    for number in range(words):
+        begin = at + number * octets
+        slots[begin : begin + count * stride].cast(form)[:: stride // octets] = source[number::words]

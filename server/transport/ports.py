@@ -1,7 +1,7 @@
 """What listeners and those behind them say to each other: the words both sides import."""
 
-from collections.abc import Callable
-from typing import Final, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NamedTuple, Protocol
 
 from server.guard import Guard
 from server.peer import Peer
@@ -10,6 +10,29 @@ from server.request import Send
 Handle = Callable[[bytes, Peer, Send], None]
 SOCKET_OCTETS: Final = 4 * 1024 * 1024
 """Asked of the system for what waits in a socket, either way: a burst outlasts a pause of ours. It may grant less."""
+
+
+class Alike(NamedTuple):
+    """As many messages as `number` says, of one size, that differ in a few fields only; or just one.
+
+    A field is where it stands and what it is in each message, one after the other; `template` is what they share, its
+    octets in the fields those of any.
+    """
+
+    template: bytes
+    number: int = 1
+    fields: tuple[tuple[int, bytes], ...] = ()
+
+    def each(self) -> Iterator[bytes]:
+        wire = bytearray(self.template)
+        for turn in range(self.number):
+            for at, values in self.fields:
+                size = len(values) // self.number
+                wire[at : at + size] = values[turn * size : (turn + 1) * size]
+            yield bytes(wire)
+
+
+SendAlike = Callable[[Sequence[Peer], Alike], object]
 
 
 class Fast(Protocol):
@@ -42,7 +65,9 @@ class UdpListener(Protocol):
     @property
     def port(self) -> int: ...
 
-    def send(self, peer: Peer, wire: bytes) -> None: ...
+    def send(self, peers: Sequence[Peer], alike: Alike) -> None:
+        """Send events: the first of these messages to the first of `peers`, and so on."""
+        ...
 
     def pause(self) -> None:
         """Take no more requests; replies to those under way still leave."""

@@ -5,7 +5,6 @@ A reply holds the question, so it is told from what was sent. What the fast path
 
 from typing import Any
 
-from server.peer import Peer
 from server.querylog import QueryLog
 from server.transport.udp_batch import BatchListener
 from server.transport.udp_plain import PlainListener
@@ -37,6 +36,6 @@ class SampledPlainListener(PlainListener):
         super()._send_to(address, wire)
         self.queries.offer(wire, "udp", address[0], address[1])
 
-    def send(self, peer: Peer, wire: bytes) -> None:
-        """An event, which nobody asked for."""
-        super()._send_to((peer.address, peer.port), wire)
+    def _send_event(self, address: tuple[Any, ...], wire: bytes) -> None:
+        """Nobody asked for it."""
+        super()._send_to(address, wire)

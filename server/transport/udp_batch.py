@@ -13,6 +13,7 @@ import ipaddress
 import socket
 import sys
 from array import array
+from collections.abc import Sequence
 from typing import Any, Final, Self
 
 from server.fast_wire import WHOLE_COOKIE
@@ -20,7 +21,7 @@ from server.metrics import Metrics
 from server.peer import Peer
 from server.response_limit import V4_MASK, V6_MASK, V6_TAG
 from server.transport.outbox import Outbox
-from server.transport.ports import Fast, Handle
+from server.transport.ports import Alike, Fast, Handle
 from server.transport.udp_plain import prepare_socket
 
 BATCH: Final = 64  # datagrams a call
@@ -347,10 +348,13 @@ class BatchListener:
         level, kind, size = (socket.IPPROTO_IPV6, _IPV6_PKTINFO, 20) if self._is_v6 else (*_V4_PKTINFO, 12)
         return [(level, kind, bytes(self._control_octets[at : at + size]))]
 
-    def send(self, peer: Peer, wire: bytes) -> None:
-        """Send an event with others of this turn. On a wildcard address the system chooses the source."""
-        if self._socket.fileno() >= 0 and not self._outbox.take(peer.address, peer.port, wire):
-            self._send_to((peer.address, peer.port), wire, [])
+    def send(self, peers: Sequence[Peer], alike: Alike) -> None:
+        """Send events with others of this turn. On a wildcard address the system chooses the source."""
+        if self._socket.fileno() < 0 or (len(peers) > 1 and self._outbox.take_alike(peers, alike)):
+            return
+        for peer, wire in zip(peers, alike.each(), strict=True):
+            if not self._outbox.take(peer.address, peer.port, wire):
+                self._send_to((peer.address, peer.port), wire, [])
 
     def _send_to(self, address: tuple[Any, ...], wire: bytes, origin: list[tuple[int, int, bytes]]) -> None:
         if self._socket.fileno() < 0:

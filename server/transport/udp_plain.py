@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import socket
 import sys
+from collections.abc import Sequence
 from typing import Any, Final, Self, cast
 
 from server.addresses import packed
 from server.peer import Peer
-from server.transport.ports import SOCKET_OCTETS, Fast, Handle
+from server.transport.ports import SOCKET_OCTETS, Alike, Fast, Handle
 
 IP_MTU_DISCOVER: Final = 10  # linux/in.h, linux/in6.h: the socket module has no names for them
 IPV6_MTU_DISCOVER: Final = 23
@@ -70,8 +71,12 @@ class PlainListener(asyncio.DatagramProtocol):
     def error_received(self, exc: Exception) -> None:
         """An ICMP error for something we sent: the peer is gone, which retransmission limits already cover."""
 
-    def send(self, peer: Peer, wire: bytes) -> None:
-        self._send_to((peer.address, peer.port), wire)
+    def send(self, peers: Sequence[Peer], alike: Alike) -> None:
+        for peer, wire in zip(peers, alike.each(), strict=True):
+            self._send_event((peer.address, peer.port), wire)
+
+    def _send_event(self, address: tuple[Any, ...], wire: bytes) -> None:
+        self._send_to(address, wire)
 
     def _send_to(self, address: tuple[Any, ...], wire: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():

@@ -10,7 +10,7 @@ from protocol.errors import DecodeError
 from protocol.message import decode
 from protocol.name import from_text
 from server.peer import Peer
-from server.push.llq_machine import SendEvent
+from server.push.sending import SendEvent
 from server.zone.model import RR
 from tests.support.llq import CLIENT, NAME, STREAM, Client, Host, Wire, a_record, question, refresh, setup
 
@@ -128,7 +128,7 @@ def test_over_streams_that_break(steps: list[tuple[object, ...]]) -> None:
                 is_open = True
                 option = host.ask((question(NAMES[0]), refresh(llq_id)), peer=STREAM._replace(via=via)).options[0]
                 assert option.error == 0
-                take(host.machine.take_effects())
+                take(host.take())
     host.machine.stream_resumed(via, now=host.now)
     take(host.settle(100))
     for event in unread:

@@ -16,7 +16,7 @@ from protocol.edns import LlqError, LlqOpcode, LlqOption, Opt
 from protocol.message import Question, encode
 from protocol.name import from_text
 from server.peer import Peer
-from server.push.llq_machine import SendEvent
+from server.push.sending import SendEvent
 from tests.support.llq import CLIENT, OTHER, STREAM, Host, a_record, edits, question, refresh, setup
 
 KEY: Final = from_text("laptop.alice.members.example")
@@ -236,8 +236,8 @@ def standing(host: Host) -> list[tuple[object, ...]]:
     """Everything the server holds of everyone."""
     return [
         (
-            *(held.llq_id, held.peer, held.key_name, held.expires_at, held.state, held.sure, held.maybe, held.tries),
-            held.outstanding and (held.outstanding.message_id, held.outstanding.plan),
+            *(held.llq_id, held.peer, held.key_name, held.expires_at, held.state, held.sure, held.maybe, held.stamp),
+            held.outstanding and (held.outstanding.stamp, held.outstanding.plan),
         )
         for held in host.machine._register
     ]

@@ -730,7 +730,7 @@ def test_a_refresh_on_another_stream_brings_events_there() -> None:
     ((_, by_udp),) = host.run(0.5)
     later = STREAM._replace(via=10, port=50001)
     host.ask((question(), refresh(llq_id, error=6000)), peer=later)
-    (again,) = host.machine.take_effects()
+    (again,) = host.take()
     assert (again.peer, again.wire) == (later, by_udp.wire)
     host.change(add=[a_record(2)])
     ((_, event),) = host.run(20)

@@ -14,6 +14,7 @@ import pytest
 from protocol.constants import Opcode, Type
 from protocol.message import Question, decode, encode
 from protocol.name import from_text
+from server.push.event_queue import EventQueue
 from server.push.events import NOTHING
 from server.push.llq_machine import LlqMachine
 from server.push.survival import Survival
@@ -43,13 +44,13 @@ def test_the_same_seed_is_the_same_fleet() -> None:
     assert life.run(7, 20, DAYS) == life.run(7, 20, DAYS)
 
 
-_acked, _restore, _widened = LlqMachine._acked, LlqMachine.restore, Survival._widened
+_acked, _restore, _widened = EventQueue.acked, LlqMachine.restore, Survival._widened
 
 
-def _ack_without_merging(machine: LlqMachine, subscription: Any, now: float) -> None:
+def _ack_without_merging(queue: EventQueue, subscription: Any, now: float) -> None:
     """What changed behind the outstanding event is forgotten."""
-    with patch.object(machine, "_make_due", nothing):
-        _acked(machine, subscription, now)
+    with patch.object(queue, "make_due", nothing):
+        _acked(queue, subscription, now)
 
 
 def _restore_as_current(machine: LlqMachine, saved: Any, *, now: float) -> bool:
@@ -72,12 +73,12 @@ _live_records = RRset.live
 
 MUTATIONS: dict[str, Mutation] = {
     **SHARED,
-    "events are not sent again": ({"server.push.llq_machine.LlqMachine._retry_due": nothing}, "view of Question"),
+    "events are not sent again": ({"server.push.event_queue.EventQueue._retry_due": nothing}, "view of Question"),
     "what changes behind an event is lost": (
-        {"server.push.llq_machine.LlqMachine._acked": _ack_without_merging},
+        {"server.push.event_queue.EventQueue.acked": _ack_without_merging},
         "view of Question",
     ),
-    "events tell no removals": ({"server.push.llq_machine.make_plan": only_adds}, "view of Question"),
+    "events tell no removals": ({"server.push.event_queue.make_plan": only_adds}, "view of Question"),
     "a restart takes clients for informed": (
         {"server.push.llq_machine.LlqMachine.restore": _restore_as_current},
         "view of Question",

@@ -109,11 +109,11 @@ _live_records = RRset.live
 MUTATIONS: dict[str, Mutation] = {
     **SHARED,
     "events are not sent again": (
-        {"server.push.llq_machine.LlqMachine._retry_due": nothing},
+        {"server.push.event_queue.EventQueue._retry_due": nothing},
         "view of Question",
     ),
     "events tell no removals": (
-        {"server.push.llq_machine.make_plan": only_adds},
+        {"server.push.event_queue.make_plan": only_adds},
         "view of Question",
     ),
     "leases do not lapse": (

@@ -13,7 +13,8 @@ from protocol.message import Builder, Message, Question, decode, encode
 from protocol.name import fold, from_text
 from server.peer import Peer
 from server.push.limits import LlqLimits
-from server.push.llq_machine import LlqMachine, LlqReply, SendEvent
+from server.push.llq_machine import LlqMachine, LlqReply
+from server.push.sending import SendEvent
 from server.zone.model import RR, Actor, Change
 
 UNIX: Final = 1_800_000_000
@@ -153,6 +154,10 @@ class Host:
             assert option.error == 0
         return option.llq_id
 
+    def take(self) -> list[SendEvent]:
+        """What is to be sent, each by itself."""
+        return [event for events in self.machine.take_effects() for event in events.each()]
+
     def run(self, seconds: float) -> list[tuple[float, SendEvent]]:
         """Let time pass; what was sent, and when (seconds from the call)."""
         start, end = self.now, self.now + seconds
@@ -163,7 +168,7 @@ class Host:
                 break
             self.now = max(self.now, deadline)
             self.machine.handle_deadline(now=self.now, unix=self.unix)
-            sent += [(round(self.now - start, 3), event) for event in self.machine.take_effects()]
+            sent += [(round(self.now - start, 3), event) for event in self.take()]
         self.now = end
         return sent
 
@@ -180,7 +185,7 @@ class Host:
                 break
             self.now = max(self.now, deadline)
             self.machine.handle_deadline(now=self.now, unix=self.unix)
-            for event in self.machine.take_effects():
+            for event in self.take():
                 seen.append(event)
                 if event.peer.transport == "udp":
                     self.acknowledge(event)
@@ -306,6 +311,10 @@ class Wire:
             delay = self.random.uniform(0.001, 0.4 if self.duplication else 0.01)
             heapq.heappush(self.flight, (self.host.now + delay, next(self.ticket), peer, to_host, wire))
 
+    def take(self) -> list[SendEvent]:
+        """What is to be sent, each by itself."""
+        return [event for events in self.machine.take_effects() for event in events.each()]
+
     def run(self, seconds: float) -> None:
         host, end = self.host, self.host.now + seconds
         while True:
@@ -336,6 +345,6 @@ class Wire:
                 for wire in client.awake(host.now):
                     self.put(peer, True, wire)
         host.machine.handle_deadline(now=host.now, unix=host.unix)
-        for event in host.machine.take_effects():
+        for event in host.take():
             if event.peer in self.clients:
                 self.put(event.peer, False, event.wire)

@@ -15,7 +15,7 @@ from server.peer import Peer
 from server.response_limit import ResponseLimiter, ResponseLimits
 from server.strangers import StrangerLimits, Strangers
 from server.transport import udp_batch
-from server.transport.ports import UdpListener
+from server.transport.ports import Alike, UdpListener
 from server.transport.udp import open_udp
 from server.transport.udp_batch import BATCH, BatchListener
 from server.transport.udp_plain import IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_PROBE, PlainListener
@@ -116,16 +116,16 @@ async def test_large_messages_events_and_the_end(kind: str) -> None:
             assert await receive(sock, 1) == [bytes(30002)]
             assert seen == [large]
             peer = Peer("udp", *sock.getsockname(), 3)
-            listener.send(peer, b"event")
+            listener.send([peer], Alike(b"event"))
             assert await receive(sock, 1) == [b"event"]
             listener.pause()
             sock.send(large)
-            listener.send(peer, b"last")
+            listener.send([peer], Alike(b"last"))
             assert await receive(sock, 1) == [b"last"]
-            listener.send(Peer("udp", "127.0.0.1", 0, 3), b"nowhere")
+            listener.send([Peer("udp", "127.0.0.1", 0, 3)], Alike(b"nowhere"))
         assert seen == [large]
         listener.close()
-        listener.send(peer, b"closed")
+        listener.send([peer], Alike(b"closed"))
 
 
 @pytest.mark.rfc("2181", "4.1")

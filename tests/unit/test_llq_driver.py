@@ -1,6 +1,7 @@
 """The driver: one timer, slices, signatures, faults survived. The event loop is a list of calls to come."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,9 @@ from protocol.name import from_text
 from protocol.tsig import SHA256, Key, decode_tsig, verify
 from server.peer import Peer
 from server.push.driver import PushDriver
-from tests.support.llq import CLIENT, Host, a_record
+from server.push.events import make_plan
+from server.transport.ports import Alike
+from tests.support.llq import CLIENT, NAME, Host, a_record, ack_wire, question
 
 KEY = Key(from_text("laptop"), SHA256, b"s" * 32)
 
@@ -69,11 +72,15 @@ class Rig:
         monkeypatch.setattr("asyncio.get_running_loop", lambda: self.loop)
         self.driver = PushDriver(
             self.host.machine,
-            lambda peer, wire: self.sent.append((round(self.host.now - 100, 3), peer, wire)),
+            self.send,
             self.loop,
             (keys or {}).get,
             self.fault,
         )
+
+    def send(self, peers: Sequence[Peer], alike: Alike) -> None:
+        for peer, wire in zip(peers, alike.each(), strict=True):
+            self.sent.append((round(self.host.now - 100, 3), peer, wire))
 
     def fault(self) -> None:
         self.faults += 1
@@ -105,15 +112,15 @@ def test_an_earlier_deadline_moves_the_timer(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_crowd_leaves_in_slices_with_turns_between(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig(monkeypatch)
-    for number in range(500):
+    for number in range(600):
         rig.host.establish(peer=CLIENT._replace(port=1 + number))
     rig.change(1)
     sizes = []
-    while len(rig.sent) < 500:
+    while len(rig.sent) < 600:
         before = len(rig.sent)
         rig.loop.turn()
         sizes.append(len(rig.sent) - before)
-    assert sizes == [199, 200, 101]
+    assert sizes == [255, 256, 89]
 
 
 def test_signed_events_verify_as_requests_and_repeat_octet_for_octet(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,27 +150,31 @@ def test_a_key_that_is_gone_ends_its_subscriptions(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_fault_is_counted_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of a crowd cannot be told: those before and behind it are, and the next change takes it along."""
     rig = Rig(monkeypatch)
-    rig.host.establish()
-    rig.host.establish(peer=CLIENT._replace(port=2))
-    good = rig.host.machine._flush
-    failed: list[object] = []
+    ports = range(1, 6)
+    for port in ports:
+        name = NAME.upper() if port == 3 else NAME
+        rig.host.establish(question(name), peer=CLIENT._replace(port=port))
+    failed: list[bytes] = []
 
-    def flaky(subscription: object, now: float, unix: int) -> None:
-        if not failed:
-            failed.append(subscription)
+    def flaky(name: bytes, *rest: Any) -> Any:
+        if name != NAME and not failed:
+            failed.append(name)
             raise RuntimeError("for the test")
-        good(subscription, now, unix)  # type: ignore[arg-type]
+        return make_plan(name, *rest)
 
-    rig.host.machine._flush = flaky  # type: ignore[assignment, method-assign]
+    monkeypatch.setattr("server.push.event_queue.make_plan", flaky)
     rig.change(1)
-    for _ in range(3):
+    for _ in range(2):
         rig.loop.turn()
     assert rig.faults == 1
-    assert len({peer.port for _, peer, _ in rig.sent}) == 1
+    assert sorted(peer.port for _, peer, _ in rig.sent) == [1, 2, 4, 5]
+    for event in rig.sent:
+        assert rig.host.machine.ack(decode(ack_wire(event[2])), event[1], now=rig.host.now)
     rig.change(2)
     rig.loop.turn()
-    assert len({peer.port for _, peer, _ in rig.sent}) == 2
+    assert sorted(peer.port for _, peer, _ in rig.sent[4:]) == list(ports)
 
 
 def test_closed_it_sends_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ def test_a_crowd_is_served_in_slices() -> None:
     sizes = []
     while host.machine.next_deadline() is not None and host.machine.next_deadline() <= host.now:  # type: ignore[operator]
         host.machine.handle_deadline(now=host.now, unix=host.unix, most=30)
-        sizes.append(len(host.machine.take_effects()))
+        sizes.append(len(host.take()))
     assert sizes == [29, 30, 30, 11]
 
 
@@ -57,10 +57,10 @@ def test_coming_and_going_leaves_nothing_behind() -> None:
         host.establish(asked, peer=STREAM._replace(via=number))
         host.machine.stream_closed(number, now=host.now)
     assert len(host.machine) == 0
-    assert len(host.machine._heap) <= 1100
+    assert len(host.machine._leases) <= 1100
     register = host.machine._register
     assert not any((register._topics, register._by_id, register._by_identity, register._by_stream))
-    assert not any(host.machine._retries)
+    assert not len(host.machine._events._retries)
     assert not register._per_network
 
 
@@ -72,9 +72,9 @@ def test_events_acknowledged_at_once_leave_few_tries_behind() -> None:
         events = host.run(0.15)
         assert len(events) == 300
         assert all(host.acknowledge(event) for _, event in events)
-    assert sum(map(len, host.machine._retries)) <= 1024 + 4 * 300
+    assert len(host.machine._events._retries) <= 1024 + 4 * 300
     assert host.run(20) == []
-    assert not any(host.machine._retries)
+    assert not len(host.machine._events._retries)
 
 
 def test_refreshing_leaves_one_timer_a_lease() -> None:
@@ -83,7 +83,7 @@ def test_refreshing_leaves_one_timer_a_lease() -> None:
     for _ in range(2000):
         host.now += 1
         assert host.ask((question(), refresh(llq_id))).options[0].error == 0
-    assert len(host.machine._heap) == 1
+    assert len(host.machine._leases) == 1
 
 
 def test_two_clients_with_the_same_id_for_one_question_are_kept_apart() -> None:

@@ -12,7 +12,8 @@ from server.peer import Peer
 from server.push import survival
 from server.push.ledger import Ledger
 from server.push.limits import LlqLimits
-from server.push.llq_machine import LlqMachine, SendEvent
+from server.push.llq_machine import LlqMachine
+from server.push.sending import SendEvent
 from server.push.survival import Survival
 from server.store.api import StoreError, SubscriptionChanges, SubscriptionRow
 from server.store.memory import MemoryStore

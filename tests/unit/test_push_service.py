@@ -25,7 +25,7 @@ class Rig:
             clock=self.core.clock,
             entropy=SeededEntropy(1),
             metrics=self.core.metrics,
-            send=lambda peer, wire: self.sent.append((peer, wire)),
+            send=lambda peers, alike: self.sent.extend(zip(peers, alike.each(), strict=True)),
             event_listener=lambda peer: 0,
         )
         self.core.dispatcher._push = self.push
