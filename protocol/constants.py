@@ -88,9 +88,12 @@ class Type(IntEnum):
     CAA = 257
 
 
+META_TYPES: Final = frozenset((0, Type.OPT, *range(128, 256)))
+
+
 def is_meta_type(rtype: int) -> bool:
     """Whether `rtype` can never be data in a zone: 0, OPT, and the Q and meta range 128..255 (RFC 6895 §3.1)."""
-    return rtype in (0, Type.OPT) or 128 <= rtype <= 255
+    return rtype in META_TYPES
 
 
 class Rcode(IntEnum):

@@ -26,6 +26,7 @@ _CLASS_AND_TTL: Final = b"\x00\xff\x00\x00\x00\x00"  # ANY, 0
 _TAIL_OF_NONE: Final = bytes(4)  # no error, no other data
 _TIMERS: Final = struct.Struct("!HIH")  # time signed (high, low), fudge
 _FIXED: Final = struct.Struct("!HIHH")  # time signed (high, low), fudge, MAC size
+_ONE_LESS: Final = {count.to_bytes(2, "big"): (count - 1).to_bytes(2, "big") for count in range(1, 16)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,11 @@ class Key:
     _outer: Any = field(init=False, repr=False, compare=False)
     variables: bytes = field(init=False, repr=False, compare=False)
     head: bytes = field(init=False, repr=False, compare=False)
+    size: int = field(init=False, repr=False, compare=False)
     size_octets: bytes = field(init=False, repr=False, compare=False)
+    times_at: int = field(init=False, repr=False, compare=False)
+    common_octets: int = field(init=False, repr=False, compare=False)
+    """Where in such a TSIG the times stand, and how long it is."""
     record_octets: int = field(init=False, repr=False, compare=False)
     """What a TSIG with this key adds to a message, BADTIME's other data included: what truncation keeps back."""
 
@@ -111,7 +116,10 @@ class Key:
         put(self, "variables", self.name + _CLASS_AND_TTL + algorithm.name)
         rdlength = len(algorithm.name) + _FIXED.size + algorithm.size + len(_TAIL_OF_NONE) + 2
         put(self, "head", _RR_FIXED.pack(Type.TSIG, Class.ANY, 0, rdlength) + algorithm.name)
+        put(self, "size", algorithm.size)
         put(self, "size_octets", algorithm.size.to_bytes(2, "big"))
+        put(self, "times_at", len(self.name) + len(self.head))
+        put(self, "common_octets", len(self.name) + _RR_FIXED.size + rdlength)
         put(self, "record_octets", len(self.name) + 10 + len(algorithm.name) + 16 + algorithm.size + 6)
 
     def mac(self, data: bytes) -> bytes:
@@ -120,7 +128,7 @@ class Key:
         inner.update(data)
         outer.update(inner.digest())
         mac: bytes = outer.digest()
-        return mac[: self.algorithm.size]
+        return mac[: self.size]
 
     def __deepcopy__(self, memo: object) -> "Key":
         return self  # hash states cannot be copied that way, and nothing here changes
@@ -260,26 +268,23 @@ def common_mac(wire: bytes, start: int, key: Key, *, now: int) -> bytes | None:
     That form: the record from octet `start` to the end of `wire`, its owner the uncompressed name of `key`, a whole MAC
     under that key's algorithm, no error, no other data, the ID of the message.
     """
-    head_at = start + len(key.name)
-    times_at = head_at + len(key.head)
-    size = key.algorithm.size
+    head = key.head
+    if len(wire) != start + key.common_octets or not wire.startswith(head, start + len(key.name)):
+        return None
+    times_at = start + key.times_at
     mac_at = times_at + _FIXED.size
-    end = mac_at + size
-    if len(wire) != end + 6 or wire[head_at:times_at] != key.head or wire[end:] != wire[:2] + _TAIL_OF_NONE:
+    end = mac_at + key.size
+    count = _ONE_LESS.get(wire[10:12])
+    high, low, fudge, size = _FIXED.unpack_from(wire, times_at)
+    if (
+        count is None
+        or size != key.size
+        or abs(now - (high << 32 | low)) > fudge
+        or wire[end:] != wire[:2] + _TAIL_OF_NONE
+    ):
         return None
-    high, low, fudge, given = _FIXED.unpack_from(wire, times_at)
-    if given != size or abs(now - (high << 32 | low)) > fudge:
-        return None
-    data = b"".join(
-        (
-            wire[:10],
-            ((wire[10] << 8 | wire[11]) - 1).to_bytes(2, "big"),
-            wire[12:start],
-            key.variables,
-            wire[times_at : mac_at - 2],
-            _TAIL_OF_NONE,
-        )
-    )
+    times = wire[times_at : mac_at - 2]
+    data = b"".join((wire[:10], count, wire[12:start], key.variables, times, _TAIL_OF_NONE))
     return wire[mac_at - 2 : end] if hmac.compare_digest(key.mac(data), wire[mac_at:end]) else None
 
 
@@ -288,8 +293,9 @@ def verify_common(wire: bytes, start: int, key: Key, *, now: int) -> Tsig | None
     mac = common_mac(wire, start, key, now=now)
     if mac is None:
         return None
-    high, low, fudge, _ = _FIXED.unpack_from(wire, start + len(key.name) + len(key.head))
-    return Tsig(key.name, key.algorithm.name, high << 32 | low, fudge, mac[2:], wire[0] << 8 | wire[1], 0, b"")
+    high, low, fudge, _ = _FIXED.unpack_from(wire, start + key.times_at)
+    said = (key.name, key.algorithm.name, high << 32 | low, fudge, mac[2:], wire[0] << 8 | wire[1], 0, b"")
+    return tuple.__new__(Tsig, said)  # half the time of calling a NamedTuple
 
 
 @lru_cache(maxsize=16)
@@ -302,8 +308,8 @@ def sign_reply(message_id: bytes, reply: bytes, key: Key, *, now: int, request_m
     times = _times(now)
     mac = key.mac(b"".join((request_mac, message_id, reply, key.variables, times, _TAIL_OF_NONE)))
     count = ((reply[8] << 8 | reply[9]) + 1).to_bytes(2, "big")
-    record = (key.name, key.head, times, key.size_octets, mac, message_id, _TAIL_OF_NONE)
-    return b"".join((reply[:8], count, reply[10:], *record))
+    before = reply[:8], count, reply[10:]
+    return b"".join((*before, key.name, key.head, times, key.size_octets, mac, message_id, _TAIL_OF_NONE))
 
 
 def sign_common(wire: bytes, key: Key, *, now: int, request_mac: bytes | None) -> bytes:

@@ -23,6 +23,7 @@ class Authority:
 
     def __init__(self, zones: Zones, keyring: Keyring) -> None:
         self._zones = zones
+        self._by_apex = zones.by_apex
         self._keyring = keyring
 
     def grant(self, principal: Principal, zone: Zone, update: Update, *, leased: bool) -> Grant:
@@ -46,7 +47,7 @@ class Authority:
 
         At the cut itself only what delegates is the parent's, so that no "delete all of this name" unhooks the zone.
         """
-        if len(self._zones) == 1:
+        if len(self._by_apex) == 1:
             return
         for key, rtype in update.touched:
             deeper = self._zones.enclosing(key)

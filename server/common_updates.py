@@ -13,9 +13,10 @@ from typing import Final
 from protocol.constants import Opcode, Rcode
 from protocol.edns import Opt, UpdateLease
 from protocol.name import to_text
-from protocol.tsig import MD5, Tsig, common_name, sign_common, verify_common
+from protocol.tsig import MD5, Tsig, common_name, sign_reply, verify_common
 from server.authority import Authority
 from server.keyring import Keyring, Principal
+from server.lines import LineBudget
 from server.metrics import Metrics
 from server.peer import Peer
 from server.policy import Grant
@@ -24,19 +25,25 @@ from server.replays import Replays
 from server.reply import UDP_PAYLOAD
 from server.request import Refusal, Send
 from server.system import Clock
-from server.writer import Outcome, PendingUpdate, Writer
+from server.writer import Outcome, Writer
 from server.zone.common_update import CommonUpdate, read_common_update
 from server.zone.model import Actor
+from server.zone.update import Update
 from server.zone.zone import Zones
 
 Finish = Callable[[bytes, Peer, Principal, Tsig, float, Outcome, Send], None]
 """Tells the outcome of an update from its octets: what the dispatcher does for every other."""
 LogUpdate = Callable[[bytes | None, Peer, Principal | None, float, Outcome], None]
-"""Zone, peer, key, when it came, outcome."""
+"""Zone, peer, key, how long it took in seconds, outcome."""
 
+_UPDATE, _NOERROR = int(Opcode.UPDATE), int(Rcode.NOERROR)  # enumerations are slow to reach
 _FLAGS: Final = (b"\xa8\x00", b"\xa9\x00")  # a response to an UPDATE, NOERROR, by RD
 _COUNTS: Final = (bytes.fromhex("0001000000000000"), bytes.fromhex("0001000000000001"))  # without and with OPT
-_key_text = lru_cache(maxsize=4096)(to_text)
+
+
+@lru_cache(maxsize=4096)
+def _actor(key_name: bytes, address: str) -> Actor:
+    return Actor("update", to_text(key_name), address)
 
 
 @lru_cache(maxsize=64)
@@ -60,6 +67,7 @@ class CommonUpdates:
         authority: Authority,
         rates: UpdateRates,
         finish: Finish,
+        lines: LineBudget,
         log_update: LogUpdate,
     ) -> None:
         self._zones = zones
@@ -71,10 +79,11 @@ class CommonUpdates:
         self._authority = authority
         self._rates = rates
         self._finish = finish
+        self._lines = lines
         self._log_update = log_update
 
-    def take(self, wire: bytes, peer: Peer, send: Send) -> bool:
-        """Whether `wire`, an UPDATE request, is being carried out; else nothing has happened."""
+    def take(self, wire: bytes, peer: Peer, send: Send, at: float) -> bool:
+        """Whether `wire`, an UPDATE request that came `at`, is being carried out; else nothing has happened."""
         read = read_common_update(wire)
         if read is None:
             return False
@@ -87,62 +96,58 @@ class CommonUpdates:
         tsig = verify_common(wire, tsig_at, principal.key, now=unix)
         if tsig is None or self._replays.is_stale(tsig):
             return False
-        leased = lease is not None and lease.lease > 0
         try:
-            grant = self._authority.grant(principal, zone, update, leased=leased)
+            grant = self._authority.grant(principal, zone, update, leased=lease is not None and lease.lease > 0)
         except Refusal:
             return False
         if self._replays.begin(tsig, unix) is not True:
             return False
-        at = self._clock.monotonic()
         try:
             self._rates.check(principal, grant, at)
         except Refusal:
             self._replays.forget(tsig)
             return False
-        actor = Actor("update", _key_text(principal.key.name), peer.address)
-        request = _Request(self, wire, peer, send, read, principal, tsig, at)
-        pending = PendingUpdate(update.apex, update, lease, grant, actor, request.done, request.again)
-        if not self._writer.submit(pending):
+        if not self._writer.submit(_Request(self, wire, peer, send, read, principal, tsig, grant, at)):
             self._replays.forget(tsig)
             return False
         self._keyring.note_use(tsig.key_name, unix)
         self._metrics.requests.common_updates += 1
         return True
 
-    def again(self, request: "_Request") -> Grant:
+    def again(self, principal: Principal, update: Update, lease: UpdateLease | None) -> Grant:
         """Whether it may still be made, when keys or zones changed while it waited."""
-        update, lease = request.read.update, request.read.lease
-        return self._authority.again(request.principal, update, lease is not None and lease.lease > 0)
+        return self._authority.again(principal, update, lease is not None and lease.lease > 0)
 
     def tell(self, request: "_Request", outcome: Outcome) -> None:
         """Send the reply: of one that was carried out at once, of a refused one by the long way."""
-        wire, peer, principal = request.wire, request.peer, request.principal
-        if outcome.rcode != Rcode.NOERROR:
-            self._finish(wire, peer, principal, request.tsig, request.at, outcome, request.send)
+        wire, peer, principal, at = request.wire, request.peer, request.principal, request.at
+        if outcome.rcode != _NOERROR:
+            self._finish(wire, peer, principal, request.tsig, at, outcome, request.send)
             return
-        dnssec_ok = request.read.dnssec_ok
-        reply = b"".join(
-            (
-                wire[:2],
-                _FLAGS[wire[2] & 1],
-                _COUNTS[dnssec_ok is not None],
-                wire[12 : request.read.zone_end],
-                b"" if dnssec_ok is None else _opt(outcome.lease, dnssec_ok),
-            )
-        )
-        signed = sign_common(reply, principal.key, now=self._clock.unix(), request_mac=request.tsig.mac)
+        update, _, zone_end, dnssec_ok, _ = request.read
+        message_id, zone, key = wire[:2], wire[12:zone_end], principal.key
+        if dnssec_ok is None:
+            reply = _FLAGS[wire[2] & 1] + _COUNTS[0] + zone
+        else:
+            reply = b"".join((_FLAGS[wire[2] & 1], _COUNTS[1], zone, _opt(outcome.lease, dnssec_ok)))
+        mac = key.size_octets + request.tsig.mac
+        signed = message_id + sign_reply(message_id, reply, key, now=self._clock.unix(), request_mac=mac)
         self._replays.finish(request.tsig, signed)
-        self._metrics.update_seconds.observe(self._clock.monotonic() - request.at)
-        self._log_update(request.read.update.apex, peer, principal, request.at, outcome)
-        self._metrics.requests.count(peer.transport, Opcode.UPDATE, Rcode.NOERROR)
+        metrics, now = self._metrics, self._clock.monotonic()
+        metrics.update_seconds.observe(now - at)
+        if self._lines.take(now):
+            self._log_update(update.apex, peer, principal, now - at, outcome)
+        metrics.requests.count(peer.transport, _UPDATE, _NOERROR)
         request.send(signed)
 
 
 class _Request:
-    """What the reply needs once the writer is done."""
+    """Keeps `writer.Pending`, with what the reply needs once the writer is done."""
 
-    __slots__ = ("at", "path", "peer", "principal", "read", "send", "tsig", "wire")
+    __slots__ = (
+        *("actor", "apex", "at", "authorised_in", "grant", "lease", "path", "peer", "principal"),
+        *("read", "send", "tsig", "update", "wire"),
+    )
 
     def __init__(
         self,
@@ -153,6 +158,7 @@ class _Request:
         read: CommonUpdate,
         principal: Principal,
         tsig: Tsig,
+        grant: Grant,
         at: float,
     ) -> None:
         self.path = path
@@ -160,12 +166,17 @@ class _Request:
         self.peer = peer
         self.send = send
         self.read = read
+        self.update, self.lease, _, _, _ = read
+        self.apex = self.update.apex
         self.principal = principal
         self.tsig = tsig
+        self.grant = grant
         self.at = at
+        self.actor = _actor(tsig.key_name, peer.address)
+        self.authorised_in = 0
 
     def done(self, outcome: Outcome) -> None:
         self.path.tell(self, outcome)
 
     def again(self) -> Grant:
-        return self.path.again(self)
+        return self.path.again(self.principal, self.update, self.lease)

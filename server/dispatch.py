@@ -105,6 +105,7 @@ class Dispatcher:
         self._idle_seconds = idle_seconds
         self._authority = Authority(zones, keyring)
         self._rates = UpdateRates()
+        self._lines = LineBudget()
         self._common = CommonUpdates(
             zones=zones,
             keyring=keyring,
@@ -115,9 +116,9 @@ class Dispatcher:
             authority=self._authority,
             rates=self._rates,
             finish=self._finish_common,
-            log_update=self._log_update,
+            lines=self._lines,
+            log_update=self._write_line,
         )
-        self._lines = LineBudget()
         self._on_refused = on_refused
 
     def handle(self, wire: bytes, peer: Peer, send: Send) -> None:
@@ -128,13 +129,8 @@ class Dispatcher:
         if peer.transport == "tls" and self._dso is not None and self._dso.is_leaving(peer.via):
             self._drop("session told to end", send)
             return
-        if wire[2] & _KIND == _UPDATE:
-            if not self._admits(peer):
-                self._send(header_only(decode_header(wire), Rcode.REFUSED), peer, Opcode.UPDATE, Rcode.REFUSED, send)
-                return
-            if self._take_common(wire, peer, send):
-                self._welcome(peer)
-                return
+        if wire[2] & _KIND == _UPDATE and self._take_update(wire, peer, send):
+            return
         header = decode_header(wire)
         if self._dso is not None and peer.transport == "tls":
             if header.opcode == Opcode.DSO and self._dso.takes(peer):
@@ -173,14 +169,22 @@ class Dispatcher:
             log.exception("fault while answering", peer=peer.address, opcode=header.opcode)
             self._send(header_only(header, Rcode.SERVFAIL), peer, header.opcode, Rcode.SERVFAIL, send)
 
-    def _take_common(self, wire: bytes, peer: Peer, send: Send) -> bool:
-        """Whether an update goes the short way; after a fault there the long one is tried."""
+    def _take_update(self, wire: bytes, peer: Peer, send: Send) -> bool:
+        """Whether an update goes the short way or is not heard at all; after a fault the long way is tried."""
+        now = self._clock.monotonic()
+        strangers = self._guard.strangers
+        if strangers is not None and not strangers.admits(peer, now):
+            self._send(header_only(decode_header(wire), Rcode.REFUSED), peer, Opcode.UPDATE, Rcode.REFUSED, send)
+            return True
         try:
-            return self._common.take(wire, peer, send)
+            is_taken = self._common.take(wire, peer, send, now)
         except Exception:
             self._metrics.faults.labels("common updates").inc()
             log.exception("fault on the short way of updates", peer=peer.address)
             return False
+        if is_taken and strangers is not None:
+            strangers.welcome(peer, now)
+        return is_taken
 
     def _answer(self, decoded: Decoded, send: Send) -> None:
         """The stages in order; every refusal of theirs is worded here."""
@@ -355,15 +359,20 @@ class Dispatcher:
     def _log_update(
         self, zone: bytes | None, peer: Peer, principal: Principal | None, at: float, outcome: Outcome
     ) -> None:
-        """One line an update: who, what, outcome, serials, milliseconds since `at`; not more lines than a log can bear.
-
-        Anyone can send what no key signed, so that is told on the debug level only.
-        """
+        """Not more lines than a log can bear."""
         if principal is not None and outcome.rcode != Rcode.NOERROR:
             self._on_refused(zone, peer, principal, outcome)
         now = self._clock.monotonic()
-        if not self._lines.take(now):
-            return
+        if self._lines.take(now):
+            self._write_line(zone, peer, principal, now - at, outcome)
+
+    def _write_line(
+        self, zone: bytes | None, peer: Peer, principal: Principal | None, seconds: float, outcome: Outcome
+    ) -> None:
+        """One line an update: who, what, outcome, serials, how long it took.
+
+        Anyone can send what no key signed, so that is told on the debug level only.
+        """
         tell = log.info if principal else log.debug
         tell(
             "update",
@@ -373,7 +382,7 @@ class Dispatcher:
             rcode=rcode_text(outcome.rcode),
             reason=outcome.reason or None,
             serial=f"{outcome.serial_from}->{outcome.serial_to}" if outcome.serial_to else None,
-            ms=round((now - at) * 1000, 2),
+            ms=round(seconds * 1000, 2),
         )
 
     def _send(self, wire: bytes, peer: Peer, opcode: int, rcode: int, send: Send, reply: Reply | None = None) -> None:

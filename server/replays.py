@@ -11,16 +11,15 @@ floor of its key rises to it. Only updates whose signature held and whose key ma
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from protocol.tsig import Tsig
 
 MOST_KEPT: Final = 16_384
 
 
-@dataclass(slots=True)
-class _Entry:
+class _Entry(NamedTuple):
+    key_name: bytes
     time_signed: int
     ends: int
     reply: bytes | None
@@ -45,42 +44,36 @@ class Replays:
         entry = self._entries.get(mark)
         if entry is not None:
             return False if entry.reply is None else entry.reply
-        if now != self._cleared_at or len(self._entries) >= MOST_KEPT:
-            self._make_room(now)
-        self._entries[mark] = _Entry(tsig.time_signed, tsig.time_signed + tsig.fudge, None)
-        self._raise_floor(tsig.key_name, tsig.time_signed - self._window)
+        if now != self._cleared_at:
+            self._clear(now)
+        if len(self._entries) >= MOST_KEPT:
+            _, oldest = self._entries.popitem(last=False)
+            self._raise_floor(oldest.key_name, oldest.time_signed)
+        name, _, signed, fudge, _, _, _, _ = tsig
+        self._entries[mark] = tuple.__new__(_Entry, (name, signed, signed + fudge, None))
+        self._raise_floor(name, signed - self._window)
         return True
 
     def finish(self, tsig: Tsig, reply: bytes) -> None:
-        entry = self._entries.get(tsig.key_name + tsig.mac)
+        mark = tsig.key_name + tsig.mac
+        entry = self._entries.get(mark)
         if entry is not None:
-            entry.reply = reply
+            name, signed, ends, _ = entry
+            self._entries[mark] = tuple.__new__(_Entry, (name, signed, ends, reply))
 
     def forget(self, tsig: Tsig) -> None:
         """It was not carried out (the queue was full, the store failed): a repetition is a new try."""
         self._entries.pop(tsig.key_name + tsig.mac, None)
 
-    def _make_room(self, now: int) -> None:
-        """Drop, oldest first, what the clock alone refuses by now; beyond the bound what it does not."""
+    def _clear(self, now: int) -> None:
+        """Drop, oldest first, what the clock alone refuses by now."""
         self._cleared_at = now
         while self._entries:
             mark, oldest = next(iter(self._entries.items()))
-            if oldest.ends < now:
-                del self._entries[mark]
-            elif len(self._entries) >= MOST_KEPT:
-                del self._entries[mark]
-                self._raise_floor(mark[: _name_octets(mark)], oldest.time_signed)
-            else:
+            if oldest.ends >= now:
                 return
+            del self._entries[mark]
 
     def _raise_floor(self, key_name: bytes, to: int) -> None:
         if to > self._floors.get(key_name, 0):
             self._floors[key_name] = to
-
-
-def _name_octets(mark: bytes) -> int:
-    """Length of the key name that a mark begins with."""
-    end = 0
-    while mark[end]:
-        end += mark[end] + 1
-    return end + 1

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import structlog
 
@@ -59,12 +59,32 @@ class Outcome(NamedTuple):
     ede: int = Ede.OTHER
 
 
-@dataclass(slots=True, eq=False)
-class PendingUpdate:
+class Pending(Protocol):
     """An authorised update in the queue. `grant` is what policy lets it have; `done` sends the reply.
 
     `again` asks for the grant anew, when keys or zones changed while it waited; it raises `Refusal`.
     """
+
+    @property
+    def apex(self) -> bytes: ...
+    @property
+    def update(self) -> Update: ...
+    @property
+    def lease(self) -> UpdateLease | None: ...
+    @property
+    def actor(self) -> Actor: ...
+    @property
+    def done(self) -> Callable[[Outcome], None]: ...
+    @property
+    def again(self) -> Callable[[], Grant] | None: ...
+
+    grant: Grant
+    authorised_in: int
+
+
+@dataclass(slots=True, eq=False)
+class PendingUpdate:
+    """Keeps `Pending` with functions given to it."""
 
     apex: bytes
     update: Update
@@ -82,7 +102,7 @@ class _Batch:
 
     drafts: dict[bytes, Draft] = field(default_factory=dict)
     changes: dict[bytes, list[Change]] = field(default_factory=dict)
-    outcomes: list[tuple[PendingUpdate, Outcome]] = field(default_factory=list)
+    outcomes: list[tuple[Pending, Outcome]] = field(default_factory=list)
     lapsed: list[tuple[bytes, bytes]] = field(default_factory=list)
     names: NamesInBatch = field(default_factory=NamesInBatch)
     renewals: dict[bytes, dict[bytes, Renewal]] = field(default_factory=dict)
@@ -138,13 +158,13 @@ class Writer:
         self._on_zones = on_zones
         self._on_overtaken = on_overtaken
         self._epoch = 0  # of keys and zones: what was authorised in an earlier one is asked for again
-        self._queue: deque[PendingUpdate] = deque()
+        self._queue: deque[Pending] = deque()
         self._wake = asyncio.Event()
         self._stopping = False
         self._behind = False
         self._followers: list[asyncio.Future[None]] = []
 
-    def submit(self, pending: PendingUpdate) -> bool:
+    def submit(self, pending: Pending) -> bool:
         """Queue an update; False when the queue is full or the writer is stopping."""
         if self._stopping or len(self._queue) >= MAX_QUEUE:
             return False
@@ -234,7 +254,7 @@ class Writer:
         except TimeoutError:
             return
 
-    async def step(self, pending: list[PendingUpdate]) -> None:
+    async def step(self, pending: list[Pending]) -> None:
         """One batch: due lapses first, then the updates in order, one transaction, publish, replies."""
         for _ in range(MAX_RETRIES):
             batch = await self._draft(pending)
@@ -263,7 +283,7 @@ class Writer:
         log.error("commit overtaken by other writers too often, updates answered SERVFAIL", updates=len(pending))
         self._fail(batch, "other writers kept coming first")
 
-    async def _draft(self, pending: list[PendingUpdate]) -> _Batch:
+    async def _draft(self, pending: list[Pending]) -> _Batch:
         """What the updates come to. Nobody else changes zones, so queries may be answered in between."""
         now = self._clock.lease()
         batch = _Batch(at=int(now))
@@ -306,7 +326,7 @@ class Writer:
             lapse(draft, key, now)
         self._accept(batch, zone, draft, Actor("lapse"), now)
 
-    def _try(self, batch: _Batch, item: PendingUpdate, now: float) -> Outcome:
+    def _try(self, batch: _Batch, item: Pending, now: float) -> Outcome:
         """One update on a draft of its own; refused (`UpdateError`, `Refusal`), it leaves no trace."""
         zone = self._zones.at(item.apex)
         if zone is None:
@@ -337,7 +357,7 @@ class Writer:
             self._accept(batch, zone, draft, item.actor, batch.at)
         return tuple.__new__(Outcome, (_NOERROR, "", lease, before, base.serial, _OTHER))
 
-    def _terms(self, item: PendingUpdate, now: float) -> tuple[LeaseTerms, UpdateLease | None]:
+    def _terms(self, item: Pending, now: float) -> tuple[LeaseTerms, UpdateLease | None]:
         """A wish is clamped to the service's bounds; what comes without one is permanent, or as its rule grants."""
         if item.lease is None:
             unasked = item.grant.default_lease
@@ -363,7 +383,7 @@ class Writer:
                 renewed[row.owner_key] = Renewal(row.owner_key, now, actor.key, actor.peer)
         base.fold_in(draft, found)
 
-    def _accept_plain(self, batch: _Batch, base: Draft, item: PendingUpdate, found: NodeDifference) -> None:
+    def _accept_plain(self, batch: _Batch, base: Draft, item: Pending, found: NodeDifference) -> None:
         """`_accept` for what `apply_plain` did."""
         actor = item.actor
         if found.removed or found.added:

@@ -7,9 +7,10 @@ ending in a pointer to a name met before, an OPT without options or with an upda
 """
 
 import struct
+from functools import lru_cache
 from typing import Final, NamedTuple
 
-from protocol.constants import HEADER_OCTETS, MAX_LABEL_OCTETS, MAX_NAME_OCTETS, Class, Type, is_meta_type
+from protocol.constants import HEADER_OCTETS, MAX_LABEL_OCTETS, MAX_NAME_OCTETS, META_TYPES, Class, Type
 from protocol.edns import UpdateLease
 from protocol.errors import DecodeError
 from protocol.name import is_at_or_below
@@ -45,7 +46,7 @@ def read_common_update(wire: bytes) -> CommonUpdate | None:
     """`wire` has the header of an UPDATE request."""
     try:
         return _read(wire)
-    except (IndexError, struct.error, DecodeError):
+    except (LookupError, struct.error, DecodeError):  # past the end, or a pointer to what is no name met before
         return None
 
 
@@ -55,20 +56,18 @@ def _read(wire: bytes) -> CommonUpdate | None:
     extra = wire[10] << 8 | wire[11]
     if wire[4:8] != _ONE_ZONE or not 1 <= extra <= 2 or wire[end:position] != _SOA_IN:
         return None
-    name = wire[HEADER_OCTETS:end]
-    if len(name) > MAX_NAME_OCTETS or not _is_plain(name):
+    zone = _zone(wire[HEADER_OCTETS:end])
+    if zone is None:
         return None
-    apex = name.lower()
-    names = {HEADER_OCTETS: (name, apex)}
+    apex = zone[1]
+    names = {HEADER_OCTETS: zone}
     ops: list[UpdateOp] = []
     make = tuple.__new__  # half the time of calling a NamedTuple
+    fixed_at = _RR_FIXED.unpack_from
     for _ in range(wire[8] << 8 | wire[9]):
         first = wire[position]
         if first >= _POINTER:
-            found = names.get((first & 0x3F) << 8 | wire[position + 1])
-            if found is None:
-                return None
-            owner, key = found
+            owner, key = names[(first & 0x3F) << 8 | wire[position + 1]]
             at = position + 2
         else:
             at = position
@@ -81,20 +80,19 @@ def _read(wire: bytes) -> CommonUpdate | None:
                 if not is_at_or_below(key, apex):
                     return None
             else:
-                found = names.get((size & 0x3F) << 8 | wire[at + 1]) if size >= _POINTER else None
-                if found is None:
+                if size < _POINTER:
                     return None
-                owner = wire[position:at] + found[0]
+                owner = wire[position:at] + names[(size & 0x3F) << 8 | wire[at + 1]][0]
                 key = owner.lower()
                 at += 2
             if len(owner) > MAX_NAME_OCTETS:
                 return None
             names[position] = owner, key
-        rtype, rclass, ttl, rdlength = _RR_FIXED.unpack_from(wire, at)
+        rtype, rclass, ttl, rdlength = fixed_at(wire, at)
         at += 10
         position = at + rdlength
         if rclass == _ANY:
-            if ttl or rdlength or (rtype != _ANY_TYPE and is_meta_type(rtype)):
+            if ttl or rdlength or (rtype in META_TYPES and rtype != _ANY_TYPE):
                 return None
             ops.append(make(UpdateOp, (owner, key, rtype, rclass, 0, b"")))
             continue
@@ -105,7 +103,7 @@ def _read(wire: bytes) -> CommonUpdate | None:
             return None
         if _FIXED_RDATA.get(rtype) == rdlength:
             rdata = wire[at:position]
-        elif is_meta_type(rtype):
+        elif rtype in META_TYPES:
             return None
         else:
             rdata = expand(rtype, wire, at, rdlength)
@@ -113,9 +111,9 @@ def _read(wire: bytes) -> CommonUpdate | None:
                 return None
         ops.append(make(UpdateOp, (owner, key, rtype, rclass, ttl if ttl <= MAX_TTL else 0, rdata)))
     zone_end = end + len(_SOA_IN)
-    update = Update(apex, (), tuple(ops))
+    update = make(Update, (apex, (), tuple(ops)))
     if extra == 1:
-        return CommonUpdate(update, None, zone_end, None, position)
+        return make(CommonUpdate, (update, None, zone_end, None, position))
     fixed = position + _OPT_FIXED
     if wire[position : position + 3] != _OPT_HEAD or wire[position + 6]:  # the version
         return None
@@ -129,14 +127,15 @@ def _read(wire: bytes) -> CommonUpdate | None:
             lease = UpdateLease(int.from_bytes(options[4:8], "big"), int.from_bytes(options[8:], "big"))
         else:
             return None
-    return CommonUpdate(update, lease, zone_end, bool(wire[position + 7] & 0x80), tsig_at)
+    return make(CommonUpdate, (update, lease, zone_end, bool(wire[position + 7] & 0x80), tsig_at))
 
 
-def _is_plain(name: bytes) -> bool:
-    """Whether the labels of a name, cut at the first zero octet, end just there."""
+@lru_cache(maxsize=256)
+def _zone(name: bytes) -> tuple[bytes, bytes] | None:
+    """A name cut at the first zero octet, and folded; None when its labels do not end just there."""
     position = 0
     while size := name[position]:
         if size > MAX_LABEL_OCTETS:
-            return False
+            return None
         position += size + 1
-    return position == len(name) - 1
+    return (name, name.lower()) if position == len(name) - 1 and len(name) <= MAX_NAME_OCTETS else None
