@@ -44,7 +44,7 @@ def test_together_they_have_the_octets_that_each_has_alone(algorithm: Algorithm 
 
 
 def test_who_stands_elsewhere_is_told_apart_and_the_others_together() -> None:
-    """By key, by the case of the name, by listener, by what was sent within this second, and by stream."""
+    """By key, by the case of the name, by listener, by stream, though one of the listener's number."""
     host = Host()
     for number in range(40):
         host.establish(
@@ -52,7 +52,7 @@ def test_who_stands_elsewhere_is_told_apart_and_the_others_together() -> None:
             peer=peer_of(number)._replace(via=1 + number % 2),
             key=b"\3key\0" if number % 3 == 0 else None,
         )
-    host.ask((question(), setup()), peer=STREAM)
+    host.ask((question(), setup()), peer=STREAM._replace(via=1))
     host.change(add=[a_record(1)])
     host.now += 0.2
     host.machine.handle_deadline(now=host.now, unix=host.unix)
@@ -69,6 +69,54 @@ def test_who_stands_elsewhere_is_told_apart_and_the_others_together() -> None:
     assert sum(len(effect.peers) for effect in effects) == 41 == host.machine.counters.events
 
 
+def test_each_is_told_what_it_lacks() -> None:
+    """Clients of one crowd of whom more or less is known: what they hold for sure differs, or what they may hold."""
+    host = Host()
+    ids = [host.establish(peer=peer_of(number)) for number in range(9)]
+    host.change(add=[a_record(1)])
+    events = [event for _, event in host.run(0.2)]
+    assert len(events) == 9
+    host.change(add=[a_record(2)])
+    for number, llq_id in enumerate(ids):
+        if number % 3:  # its answer comes again: with all there is now, or with nothing
+            host.ask((question(), setup(llq_id)), peer=peer_of(number), written=2 if number % 3 == 1 else 0)
+    host.change(remove=[a_record(2)], add=[a_record(3)])
+    assert all(host.acknowledge(event) for event in events)
+    assert {held.state for held in host.machine._register} == {State.SETTLED}
+    one, two, three = (a_record(number).rdata for number in (1, 2, 3))
+    expected = [([], [three]), ([two], [three]), ([], [one, three])]
+    told = {event.peer: edits(event.wire) for _, event in host.run(0.2)}
+    assert told == {peer_of(number): expected[number % 3] for number in range(9)}
+
+
+def test_whoever_was_told_within_this_second_gets_another_message_id() -> None:
+    host = Host()
+    for number in range(0, 40, 2):
+        host.establish(peer=peer_of(number))
+    host.change(add=[a_record(1)])
+    before = {event.peer: event.message_id for event in host.settle(0.2)}
+    for number in range(1, 40, 2):
+        host.establish(peer=peer_of(number))
+    host.change(add=[a_record(2)])
+    after = [event for _, event in host.run(0.2)]
+    assert len(after) == 40
+    assert all(before.get(event.peer) != event.message_id for event in after)
+    assert all(host.acknowledge(event) for event in after)
+
+
+def test_tries_of_an_event_that_was_acknowledged_do_not_stand_for_the_next() -> None:
+    host, _ = crowd()
+    host.change(add=[a_record(1)])
+    first = host.settle(1)
+    assert len(first) == SIZE
+    host.change(add=[a_record(2)])
+    second = [event for _, event in host.run(0.5)]
+    assert len(second) == SIZE
+    assert host.run(1) == []  # the first would have been sent again
+    again = [event for _, event in host.run(1)]
+    assert [event.wire for event in again] == [event.wire for event in second]
+
+
 def test_between_slices_each_has_its_own_life() -> None:
     """It acknowledges, refreshes, leaves, asks again, or the zone changes, before or after its turn."""
     host, ids = crowd()
@@ -79,7 +127,8 @@ def test_between_slices_each_has_its_own_life() -> None:
     assert host.acknowledge(first[0])
     host.ask((question(), refresh(ids[1], 0)), peer=peer_of(1))
     host.ask((question(), refresh(ids[2])), peer=peer_of(2))
-    host.ask((question(), setup(ids[3])), peer=peer_of(3), written=0)  # its repeated answer had no room
+    for number in (3, 4):  # their repeated answers had no room
+        host.ask((question(), setup(ids[number])), peer=peer_of(number), written=0)
     host.ask((question(), refresh(ids[100], 0)), peer=peer_of(100))
     host.ask((question(), refresh(ids[101])), peer=peer_of(101))
     second = slice_of(host, 64)
@@ -87,11 +136,13 @@ def test_between_slices_each_has_its_own_life() -> None:
     third = slice_of(host, 64)
     assert {event.peer for event in third} == {peer_of(number) for number in range(128, SIZE)}
     # 3 may have taken the empty answer for the truth: its ack settles nothing, and it is told again
-    assert all(host.acknowledge(event) for event in first[2:] + second + third)
+    assert all(host.acknowledge(event) for event in first[2:] + second + third if event.peer != peer_of(4))
     again = host.run(1)
     assert [(event.peer, edits(event.wire)) for _, event in again] == [(peer_of(3), ([], [a_record(1).rdata]))]
     assert host.acknowledge(again[0][1])
-    assert host.run(60) == []
+    assert [event.wire for _, event in host.run(1.5)] == [first[4].wire]
+    assert host.acknowledge(first[4])
+    assert [(event.peer, edits(event.wire)) for event in host.settle(60)] == [(peer_of(4), ([], [a_record(1).rdata]))]
     assert {held.state for held in host.machine._register} == {State.SETTLED}
     assert len(host.machine) == SIZE - 2
 
