@@ -143,7 +143,7 @@ class EventQueue:
                 if who.state is State.DUE:
                     self._flush_safely(who, now, unix)
                 continue
-            turn = min(most, _TURN)
+            turn = min(most, _TURN, length_hint(who.members))
             most -= turn
             try:
                 self._tell(who.topic, islice(who.members, turn), now, unix)
@@ -162,9 +162,13 @@ class EventQueue:
             heapq.heappush(self._windows, (end, next(self._ticket), topic))
             return
         topic.window_opened_at = None
-        if topic.subscriptions:
-            self.renew(topic)
+        if not topic.subscriptions:
+            return
+        self.renew(topic)
+        if len(topic.subscriptions) > 1:
             self._ready.append((now, _Crowd(topic, iter(list(topic.subscriptions)))))
+        else:
+            self.review(next(iter(topic.subscriptions)), now)
 
     def _retry_due(self, number: int, event: Outstanding, members: list[Subscription], now: float) -> None:
         waiting = [held for held in members if held.awaits(event)]

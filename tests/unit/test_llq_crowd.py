@@ -52,7 +52,7 @@ def test_who_stands_elsewhere_is_told_apart_and_the_others_together() -> None:
             peer=peer_of(number)._replace(via=1 + number % 2),
             key=b"\3key\0" if number % 3 == 0 else None,
         )
-    host.ask((question(), setup()), peer=STREAM._replace(via=1))
+    host.ask((question(), setup()), peer=STREAM._replace(via=2), key=b"\3key\0")  # as the last, but for the transport
     host.change(add=[a_record(1)])
     host.now += 0.2
     host.machine.handle_deadline(now=host.now, unix=host.unix)
@@ -64,7 +64,8 @@ def test_who_stands_elsewhere_is_told_apart_and_the_others_together() -> None:
             number = event.peer.port - 1
             is_odd = event.peer.transport == "udp" and number % 5 == 0
             assert decode(event.wire).questions[0].name == (NAME.upper() if is_odd else NAME)
-            assert event.key_name == (b"\3key\0" if event.peer.transport == "udp" and number % 3 == 0 else None)
+            is_signed = event.peer.transport != "udp" or number % 3 == 0
+            assert event.key_name == (b"\3key\0" if is_signed else None)
             assert edits(event.wire) == ([], [a_record(1).rdata])
     assert sum(len(effect.peers) for effect in effects) == 41 == host.machine.counters.events
 
@@ -90,17 +91,24 @@ def test_each_is_told_what_it_lacks() -> None:
 
 
 def test_whoever_was_told_within_this_second_gets_another_message_id() -> None:
+    """Beside others of the same crowd who were not, as they had not acknowledged what came before."""
     host = Host()
-    for number in range(0, 40, 2):
+    for number in range(20):
         host.establish(peer=peer_of(number))
     host.change(add=[a_record(1)])
-    before = {event.peer: event.message_id for event in host.settle(0.2)}
-    for number in range(1, 40, 2):
-        host.establish(peer=peer_of(number))
+    slow = [event for _, event in host.run(0.5)]
+    host.run(0.6)
+    for number in range(20, 40):  # in answers to them there was no room
+        option = host.ask((question(), setup()), peer=peer_of(number)).options[0]
+        host.ask((question(), option), peer=peer_of(number), written=0)
+    quick = [event for _, event in host.run(0.2)]
+    assert len(slow) == len(quick) == 20
     host.change(add=[a_record(2)])
+    assert all(host.acknowledge(event) for event in slow + quick)
+    before = {event.peer: event.message_id for event in slow + quick}
     after = [event for _, event in host.run(0.2)]
     assert len(after) == 40
-    assert all(before.get(event.peer) != event.message_id for event in after)
+    assert all(before[event.peer] != event.message_id for event in after)
     assert all(host.acknowledge(event) for event in after)
 
 
@@ -191,3 +199,15 @@ def test_tries_repeat_for_those_who_are_silent_until_they_end() -> None:
     assert len(host.machine) == SIZE - len(silent) + 1
     assert host.machine.counters.retransmissions == 2 * len(silent) - 1
     assert len(host.machine._events._retries) == 0
+
+
+def test_a_slice_is_as_large_as_it_may_be_with_many_small_crowds() -> None:
+    host = Host()
+    names = [bytes((3,)) + b"%03d" % number + NAME for number in range(40)]
+    for name in names:
+        for number in range(3):
+            host.establish(question(name), peer=peer_of(number))
+    host.change(add=[a_record(1, name) for name in names])
+    host.now += 0.2
+    assert len(slice_of(host, 40 + 100)) == 100  # each window is one
+    assert len(slice_of(host, 100)) == 20
