@@ -2,14 +2,16 @@
 
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
+from itertools import groupby
 from pathlib import Path
 from typing import Final
 
 from protocol.constants import Type
 from protocol.name import from_text
 from server.zone.model import StoredRR
+from server.zone.node import StoredNode, check_node, encode_node, node_from_records
 
 ZONE: Final = "members.example."
 KEY_NAME: Final = "bench.members.example."
@@ -64,6 +66,13 @@ def stored_records(
     for number in range(fleet_size(hosts) if fleet is None else fleet):
         for owner, rtype, _, rdata in fleet_records(number):
             yield StoredRR(from_text(owner), rtype, 120, rdata, lapse_at)
+
+
+def stored_nodes(records: Iterable[StoredRR]) -> Iterator[StoredNode]:
+    """Records as the store yields them; those of an owner stand side by side."""
+    for _, found in groupby(records, key=lambda record: record.owner):
+        node = node_from_records(found)
+        yield check_node(node.owner, encode_node(node))
 
 
 def write_master_file(file: Path, hosts: int, address: str) -> None:

@@ -32,6 +32,7 @@ from bench.data import (
     ZONE,
     fleet_owner,
     host_records,
+    stored_nodes,
     stored_records,
 )
 from bench.peers import SERVER_CPU
@@ -89,7 +90,7 @@ class House:
         zone = Zone(1, APEX, 1, _SOA, 120)
         watched = send_events is not None
         records = stored_records(hosts, int(time.time()) + 7200, fleet=0 if watched else None, are_leased=watched)
-        zone.load(records, partial(self.leases.loaded, APEX) if watched else None)
+        zone.load(stored_nodes(records), partial(self.leases.loaded, APEX) if watched else None)
         self.zones.add(zone)
         self.keyring = Keyring((Principal(ADMIN, None, None), Principal(_MEMBER, 1, from_text(FLEET_KEY_NAME))))
         self.fast = FastPath(self.zones, self.clock, self.metrics.requests)

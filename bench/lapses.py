@@ -20,7 +20,8 @@ from server.store.sql import SqlStore
 from server.system import SystemClock
 from server.writer import Writer, load_zone
 from server.zone.leases import LeaseQueue
-from server.zone.model import Actor, Change, RowKey, StoredRR, ZoneCommit
+from server.zone.model import Actor, Change, NodeChange, ZoneCommit
+from server.zone.node import Node, RRset, encode_node
 from server.zone.zone import Zones
 
 APEX: Final = from_text("members.example.")
@@ -34,10 +35,9 @@ async def fill(store: SqlStore, names: int, lapse_at: int) -> None:
         zone_id = await transaction.add_zone(APEX, kind="service", member_id=None, serial=1, soa=SOA, soa_ttl=60)
     for start in range(0, names, CHUNK):
         owners = [from_text(f"h{number}.members.example.") for number in range(start, min(start + CHUNK, names))]
-        puts = tuple(
-            (RowKey(owner, 1, b"\x7f\0\0\1"), StoredRR(owner, 1, 120, b"\x7f\0\0\1", lapse_at)) for owner in owners
-        )
-        await store.commit([ZoneCommit(zone_id, 1 + start // CHUNK, 2 + start // CHUNK, (), puts, (), ())])
+        data = encode_node(Node(owners[0], {1: RRset(1, 120, (b"\x7f\0\0\1",), (lapse_at,))}))
+        fresh = tuple(NodeChange(owner, owner, None, data) for owner in owners)
+        await store.commit([ZoneCommit(zone_id, 1 + start // CHUNK, 2 + start // CHUNK, fresh, ())])
 
 
 async def ticker(pauses: list[float]) -> None:

@@ -6,16 +6,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from bench.data import FLEET_KEY_NAME, KEY_NAME, KEY_SECRET, ZONE, stored_records
+from bench.data import FLEET_KEY_NAME, KEY_NAME, KEY_SECRET, ZONE, stored_nodes, stored_records
 from protocol.name import fold, from_text
-from protocol.rdata import canonical
 from protocol.tsig import SHA256, Key
 from server.discovery import NameServer, default_host
 from server.members import add_member, ensure_service_zone
 from server.operation import Service
 from server.store.api import KeyRow
 from server.store.sql import SqlStore
-from server.zone.model import RowKey, ZoneCommit
+from server.zone.model import NodeChange, ZoneCommit
 
 LEASE_SECONDS: Final = 7200
 _CHUNK: Final = 20_000
@@ -38,11 +37,11 @@ async def _fill(file: Path, hosts: int, port: int, are_leased: bool) -> None:
         row = next(row for row in await store.load_zones() if row.apex == apex)
         async with store.transaction() as transaction:
             await transaction.add_key(KeyRow(Key(from_text(KEY_NAME), SHA256, KEY_SECRET), None, now))
-        records = stored_records(hosts, now + LEASE_SECONDS, are_leased=are_leased)
+        nodes = stored_nodes(stored_records(hosts, now + LEASE_SECONDS, are_leased=are_leased))
         serial = row.serial
-        while chunk := list(islice(records, _CHUNK)):
-            puts = tuple((RowKey(fold(rr.owner), rr.rtype, canonical(rr.rtype, rr.rdata)), rr) for rr in chunk)
-            await store.commit([ZoneCommit(row.id, serial, serial + 1, (), puts, (), ())])
+        while chunk := list(islice(nodes, _CHUNK)):
+            fresh = tuple(NodeChange(fold(node.owner), node.owner, None, node.data) for node in chunk)
+            await store.commit([ZoneCommit(row.id, serial, serial + 1, fresh, ())])
             serial += 1
     finally:
         await store.close()

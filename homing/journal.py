@@ -14,7 +14,7 @@ from server.operation import OPERATOR
 from server.rdata_text import type_name
 from server.store.api import PRUNED, JournalRow, Reader, ZoneRow
 from server.zone.draft import Draft, commit_of
-from server.zone.model import RR, Change, Renewal, RowKey, StoredRR, ZoneCommit
+from server.zone.model import RR, Change, Renewal, StoredRR, ZoneCommit
 from server.zone.node import RRset
 from server.zone.zone import Zone
 
@@ -73,7 +73,8 @@ class NameHistory:
 
 async def read_history(reader: Reader, zone: ZoneRow, key: bytes) -> NameHistory:
     """All the journal says of a name."""
-    found = NameHistory(zone, key, (await reader.load_nodes(zone.id, (key,))).get(key, []))
+    node = (await reader.load_nodes(zone.id, (key,))).get(key)
+    found = NameHistory(zone, key, [] if node is None else list(node.records()))
     found.renewal = await reader.renewal(zone.id, key)
     found.is_pruned = await reader.meta(PRUNED) is not None
     async for entry in entries(reader, zone.id):
@@ -147,10 +148,10 @@ async def plan_undo(reader: Reader, zone: ZoneRow, entry_id: int, *, now: int) -
     for rr in (*removed, *added):
         if rr.rtype == Type.NS and fold(rr.owner) in domains and zone.member_id is None:
             raise ValueError(f"this step moved member {domains[fold(rr.owner)]}: use homing member private")
-    touched = {_row_key(rr) for rr in (*removed, *added)}
+    touched = {(fold(rr.owner), _row(rr)) for rr in (*removed, *added)}
     async for entry in entries(reader, zone.id, after=entry_id):
         for rr in (rr for side in told(entry.change) for rr in side):
-            if _row_key(rr) in touched:
+            if (fold(rr.owner), _row(rr)) in touched:
                 raise ValueError(
                     f"{to_text(rr.owner)} {type_name(rr.rtype)} was changed again by the step to serial "
                     f"{entry.change.serial_to}: undo that first"
@@ -183,14 +184,10 @@ def rr_text(rr: RR) -> str:
     return record_text(rr.owner, rr.ttl, rr.rtype, rr.rdata)
 
 
-def _row_key(rr: RR) -> RowKey:
-    return RowKey(fold(rr.owner), *_row(rr))
-
-
 async def _draft(reader: Reader, zone: ZoneRow, owners: set[bytes]) -> Draft:
     base = Zone(zone.id, zone.apex, zone.serial, zone.soa, zone.soa_ttl, zone.member_id)
-    for rows in (await reader.load_nodes(zone.id, owners)).values():
-        base.load(rows)
+    for key, node in (await reader.load_nodes(zone.id, owners)).items():
+        base.put(key, node)
     return Draft(base)
 
 

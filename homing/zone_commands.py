@@ -90,11 +90,12 @@ def export_zone(
             with _output(file) as put:
                 put(record_text(row.apex, row.soa_ttl, Type.SOA, soa_with_serial(row.soa, row.serial)) + "\n")
                 with _progress("exporting", None, "records") as advance:
-                    async for rows in reader.load_records(row.id):
-                        live = (found for found in rows if found.expires_at is None or found.expires_at > now)
+                    async for nodes in reader.load_zone(row.id):
+                        records = [record for stored in nodes for record in stored.decode().records()]
+                        live = (found for found in records if found.expires_at is None or found.expires_at > now)
                         for found in live:
                             put(record_text(found.owner, found.ttl, found.rtype, found.rdata) + "\n")
-                        advance(len(rows))
+                        advance(len(records))
 
     with_store(settings, work)
 

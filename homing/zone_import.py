@@ -24,11 +24,13 @@ from protocol.serial import is_newer, next_serial
 from server import kdf
 from server.catalog import CATALOG
 from server.discovery import domain_records, service_records
-from server.operation import Service
+from server.operation import Service, apply_draft, draft_on
 from server.rdata_text import type_name
 from server.store.api import Reader, Transaction, ZoneRow
-from server.store.packing import order_key, pack_rrs, stored_rdata_key, unpack_rrs
-from server.zone.model import RR, Actor, Change, RowKey, StoredRR, ZoneCommit
+from server.store.packing import order_key, pack_rrs, unpack_rrs
+from server.zone.draft import Draft
+from server.zone.model import RR, Actor, Change, StoredRR
+from server.zone.node import RRset
 from server.zone.update import MAX_RRSET_RECORDS, MAX_TYPES
 
 STEP_RECORDS: Final = 10_000
@@ -72,7 +74,7 @@ class _RecordFile:
 
 
 class _Sorted(NamedTuple):
-    """A record of the file under what the database orders by."""
+    """A record of the file under its place in canonical order."""
 
     order: bytes
     rtype: int
@@ -82,8 +84,7 @@ class _Sorted(NamedTuple):
 
 
 def _sorted(line: int, rr: RR) -> _Sorted:
-    key = stored_rdata_key(canonical(rr.rtype, rr.rdata))
-    return _Sorted(order_key(fold(rr.owner)), rr.rtype, key, line, rr)
+    return _Sorted(order_key(fold(rr.owner)), rr.rtype, canonical(rr.rtype, rr.rdata), line, rr)
 
 
 class Problems:
@@ -113,7 +114,7 @@ class Problems:
 
 @dataclass(slots=True)
 class FileSet:
-    """An RRset of the file: records by stored rdata key, and where it begins."""
+    """An RRset of the file: records by canonical rdata, and where it begins."""
 
     line: int
     ttl: int
@@ -385,11 +386,10 @@ async def compare(
     return difference
 
 
-async def _owners(reader: Reader, zone_id: int) -> AsyncIterator[tuple[bytes, list[StoredRR]]]:
-    async for rows in reader.load_records(zone_id):
-        for _, group in itertools.groupby(rows, key=lambda row: fold(row.owner)):
-            found = list(group)
-            yield found[0].owner, found
+async def _owners(reader: Reader, zone_id: int) -> AsyncIterator[tuple[bytes, Iterable[StoredRR]]]:
+    async for nodes in reader.load_zone(zone_id):
+        for stored in nodes:
+            yield stored.owner, stored.decode().records()
 
 
 def _compare_name(
@@ -404,7 +404,7 @@ def _compare_name(
     owner = name.owner
     for row in rows:
         owner = row.owner  # the database's case stays
-        present.setdefault(row.rtype, {})[stored_rdata_key(canonical(row.rtype, row.rdata))] = row
+        present.setdefault(row.rtype, {})[canonical(row.rtype, row.rdata)] = row
     key = fold(owner)
     types = set(name.sets)
     for rtype in sorted(present.keys() | types):
@@ -450,48 +450,54 @@ async def write(transaction: Transaction, difference: Difference, *, now: int, a
     left = difference.step_count
     for step in difference.steps():
         left -= 1
+        present = zone._replace(serial=serial, soa=template, soa_ttl=soa_ttl)
+        draft = await draft_on(transaction, present, {fold(rr.owner) for _, rr in step})
         old_soa = RR(zone.apex, Type.SOA, soa_ttl, soa_with_serial(template, serial))
         template, soa_ttl = difference.soa or (template, soa_ttl)
         wished = difference.serial
         following = wished if not left and wished is not None and is_newer(wished, serial) else next_serial(serial)
         new_soa = RR(zone.apex, Type.SOA, soa_ttl, soa_with_serial(template, following))
-        deletes, puts, removed, added = await _rows(transaction, zone, step)
+        draft.serial, draft.soa_template, draft.soa_ttl = following, template, soa_ttl
+        removed, added = _carry_out(draft, step)
         change = Change(zone.apex, serial, following, now, _IMPORT, (old_soa, *removed), (new_soa, *added))
-        soa = difference.soa if serial == zone.serial else None
-        commit = ZoneCommit(zone.id, serial, following, tuple(deletes), tuple(puts), (), (change,), soa)
-        await transaction.apply([commit])
+        await apply_draft(transaction, draft, change)
         serial = following
         advance(len(step))
     return serial
 
 
-async def _rows(
-    transaction: Transaction, zone: ZoneRow, step: list[tuple[int, RR]]
-) -> tuple[list[RowKey], list[tuple[RowKey, StoredRR]], list[RR], list[RR]]:
-    """A step as what is stored and what the journal says."""
-    deletes: list[RowKey] = []
-    puts: list[tuple[RowKey, StoredRR]] = []
+def _carry_out(draft: Draft, step: list[tuple[int, RR]]) -> tuple[list[RR], list[RR]]:
+    """A step on a draft; what the journal says went and came."""
     removed: list[RR] = []
     added: list[RR] = []
-    leased = {fold(rr.owner) for number, rr in step if number >> 2}
-    # A lease moves without the serial: it may have been refreshed since the comparison.
-    present = {
-        RowKey(key, row.rtype, canonical(row.rtype, row.rdata)): row.expires_at
-        for key, rows in (await transaction.load_nodes(zone.id, leased) if leased else {}).items()
-        for row in rows
-    }
+    sets: dict[tuple[bytes, int], dict[bytes, tuple[bytes, int]]] = {}
+    last: dict[tuple[bytes, int], RR] = {}  # of each RRset, whose TTL holds: what comes, comes after what goes
     for number, rr in step:
-        kind, expires_at = number & 3, number >> 2 or None
-        row = RowKey(fold(rr.owner), rr.rtype, canonical(rr.rtype, rr.rdata))
+        kind, expires_at = number & 3, number >> 2
+        place = fold(rr.owner), rr.rtype
+        rows = sets.get(place)
+        if rows is None:
+            present = draft.rrset(*place)
+            held = () if present is None else zip(present.rdatas, present.expires, strict=True)
+            rows = sets[place] = {canonical(rr.rtype, rdata): (rdata, at) for rdata, at in held}
+        key = canonical(rr.rtype, rr.rdata)
+        last[place] = rr
         if kind in (_REMOVED, _BEFORE):
             removed.append(rr)
             if kind == _REMOVED:
-                deletes.append(row)
+                rows.pop(key, None)
             continue
         added.append(rr)
-        lease = present.get(row, expires_at) if expires_at else None
-        puts.append((row, StoredRR(rr.owner, rr.rtype, rr.ttl, rr.rdata, lease)))
-    return deletes, puts, removed, added
+        # A lease moves without the serial: it may have been refreshed since the comparison.
+        rows[key] = rr.rdata, rows.get(key, (b"", expires_at))[1] if expires_at else 0
+    for place, rows in sets.items():
+        if not rows:
+            draft.drop(*place)
+            continue
+        rr = last[place]
+        rdatas, expires = zip(*rows.values(), strict=True)
+        draft.put(rr.owner, RRset(rr.rtype, rr.ttl, rdatas, expires))
+    return removed, added
 
 
 async def zone_row(reader: Reader, apex: bytes) -> ZoneRow:

@@ -12,8 +12,9 @@ from typing import Final
 from protocol.constants import Type
 from protocol.name import fold, from_text, to_text
 from protocol.serial import next_serial
+from server.operation import apply_draft
 from server.store.api import Store, StoreError, Superseded, Transaction, ZoneRow
-from server.zone.draft import Draft, commit_of
+from server.zone.draft import Draft
 from server.zone.model import RR, Actor
 from server.zone.node import RRset
 from server.zone.zone import Zone
@@ -52,8 +53,9 @@ async def ensure_catalog(store: Store, apex: bytes | None, *, now: int) -> None:
             if apex is None and present is None:
                 return
             if present is not None and present.apex == apex:
-                held = [rr[:4] for rows in [rows async for rows in reader.load_records(present.id)] for rr in rows]
-                if set(held) == set(catalog_records(apex, zones)):
+                pages = [nodes async for nodes in reader.load_zone(present.id)]
+                held = {rr[:4] for nodes in pages for stored in nodes for rr in stored.decode().records()}
+                if held == set(catalog_records(apex, zones)):
                     return
         try:
             async with store.transaction() as transaction:
@@ -82,8 +84,8 @@ async def _make(transaction: Transaction, apex: bytes | None, now: int) -> None:
             raise ValueError(f"the catalog cannot be {to_text(apex)}: that is a zone of this database") from None
         row = ZoneRow(zone_id, apex, CATALOG, None, serial, _SOA, _TTL)
     base = Zone(row.id, row.apex, row.serial, row.soa, row.soa_ttl)
-    async for rows in transaction.load_records(row.id):
-        base.load(rows)
+    async for nodes in transaction.load_zone(row.id):
+        base.load(nodes)
     draft = Draft(base)
     for key in base.nodes:
         draft.touched[key] = None
@@ -92,7 +94,4 @@ async def _make(transaction: Transaction, apex: bytes | None, now: int) -> None:
     found = draft.differences()
     if not found.is_content:
         return
-    change = draft.change(found, next_serial(draft.serial), at=now, actor=_OPERATOR)
-    commit = commit_of(base, draft, [change])
-    assert commit is not None
-    await transaction.apply([commit])
+    await apply_draft(transaction, draft, draft.change(found, next_serial(draft.serial), at=now, actor=_OPERATOR))

@@ -168,8 +168,8 @@ async def _check_content(reader: Reader, principal: Principal, zone: Zone, updat
         return
     held = Zone(zone.id, zone.apex, zone.serial, zone.soa_template, zone.soa_ttl, zone.member_id)
     domain = held.census.domain_of(update.ops[0].key) or update.ops[0].key
-    for records in (await reader.load_subtree(zone.id, domain)).values():
-        held.load(records)
+    for key, node in (await reader.load_subtree(zone.id, domain)).items():
+        held.put(key, node)
     draft = Draft(held)
     apply_update(draft, update, PERMANENT_TERMS)
     check_quota(principal.policy.who, grant, draft, held.census, NamesInBatch())

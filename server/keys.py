@@ -349,8 +349,8 @@ async def publish_kdf(
 ) -> None:
     owner = kdf.owner_name(label, service.zone)
     assert isinstance(draft.base, Zone)
-    for rows in (await transaction.load_nodes(draft.base.id, (owner,))).values():
-        draft.base.load(rows)
+    for key, node in (await transaction.load_nodes(draft.base.id, (owner,))).items():
+        draft.base.put(key, node)
     draft.drop(owner, Type.TXT)
     if parameters is not None:
         add_record(draft, RR(owner, Type.TXT, service.server.ttl, kdf.txt_rdata(parameters)))

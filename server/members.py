@@ -154,9 +154,9 @@ async def show_member(store: Store, name: str) -> MemberDetail:
         nodes = await reader.load_subtree(zone.id, row.domain)
         records = [
             record
-            for owner, rows in nodes.items()
+            for owner, node in nodes.items()
             if not is_discovery_name(owner, row.domain)
-            for record in rows
+            for record in node.records()
             if not (owner == row.domain and record.rtype == Type.NS)
         ]
         return MemberDetail(row, _keys_of(row, await reader.keys()), tuple(records))

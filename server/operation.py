@@ -15,7 +15,7 @@ from protocol.serial import next_serial
 from server.discovery import NameServer
 from server.store.api import MemberRow, Reader, Store, Superseded, Transaction, ZoneRow
 from server.zone.draft import Draft, commit_of
-from server.zone.model import RR, Actor
+from server.zone.model import RR, Actor, Change
 from server.zone.node import RRset
 from server.zone.zone import Zone
 
@@ -98,8 +98,8 @@ async def find_member(reader: Reader, name: str) -> MemberRow:
 async def draft_on(transaction: Transaction, row: ZoneRow, owners: Iterable[bytes]) -> Draft:
     """A draft on a zone of which only the named nodes are in memory."""
     zone = Zone(row.id, row.apex, row.serial, row.soa, row.soa_ttl, row.member_id)
-    for rows in (await transaction.load_nodes(row.id, owners)).values():
-        zone.load(rows)
+    for key, node in (await transaction.load_nodes(row.id, owners)).items():
+        zone.put(key, node)
     return Draft(zone)
 
 
@@ -146,8 +146,12 @@ async def commit_draft(transaction: Transaction, draft: Draft, now: int) -> None
     found = draft.differences()
     if not found.is_content:
         return
+    await apply_draft(transaction, draft, draft.change(found, next_serial(draft.serial), at=now, actor=OPERATOR))
+
+
+async def apply_draft(transaction: Transaction, draft: Draft, change: Change) -> None:
+    """Write a draft as the step that `change` tells."""
     assert isinstance(draft.base, Zone)
-    change = draft.change(found, next_serial(draft.serial), at=now, actor=OPERATOR)
     commit = commit_of(draft.base, draft, [change])
     assert commit is not None
     await transaction.apply([commit])

@@ -65,7 +65,8 @@ async def set_private(store: Store, name: str, private: bool, *, now: int) -> Mo
 
 async def _split(transaction: Transaction, service: Service, parent: ZoneRow, row: MemberRow, now: int) -> int:
     nodes = await transaction.load_subtree(parent.id, row.domain)
-    if any(record.rtype == Type.CNAME for record in nodes.get(row.domain, ())):
+    at_domain = nodes.get(row.domain)
+    if at_domain is not None and Type.CNAME in at_domain.rrsets:
         raise ValueError(
             f"{to_text(row.domain)} has a CNAME, which cannot stand at the apex of a zone: delete it first"
         )
@@ -77,7 +78,8 @@ async def _split(transaction: Transaction, service: Service, parent: ZoneRow, ro
         row.domain, kind="member", member_id=row.id, serial=serial, soa=soa, soa_ttl=ttl
     )
     own = Draft(Zone(zone_id, row.domain, serial, soa, ttl, row.id))
-    _put_nodes(own, nodes)
+    moved = _of_the_member(nodes, row.domain)
+    own.touched.update(nodes)  # with their leases, as they stood
     _turn(own, domain_records(row.domain, service.server, is_zone=False), records)
     await commit_draft(transaction, own, now)
     above = await draft_on(transaction, parent, nodes)
@@ -86,32 +88,27 @@ async def _split(transaction: Transaction, service: Service, parent: ZoneRow, ro
         above.touched[owner] = glue.get(owner)
     add_record(above, records[0])  # the delegation
     await commit_draft(transaction, above, now)
-    return _of_the_member(nodes, row.domain)
+    return moved
 
 
 async def _join(
     transaction: Transaction, service: Service, parent: ZoneRow, own: ZoneRow, row: MemberRow, now: int
 ) -> int:
     nodes = await transaction.load_subtree(own.id, row.domain)
-    nodes[row.domain] = [record for record in nodes.get(row.domain, ()) if record.rtype != Type.NS]
+    if row.domain in nodes:
+        nodes[row.domain].rrsets.pop(Type.NS, None)
     await transaction.remove_zone(own.id)
     await transaction.set_meta(f"{_LAST_SERIAL}{row.id}", str(own.serial))
     occluded = await transaction.load_subtree(parent.id, row.domain)
     above = await draft_on(transaction, parent, occluded)
     for owner in occluded:
         above.touched[owner] = None
-    _put_nodes(above, nodes)
+    moved = _of_the_member(nodes, row.domain)
+    above.touched.update(nodes)
     as_zone = domain_records(row.domain, service.server, is_zone=True)
     _turn(above, as_zone, domain_records(row.domain, service.server, is_zone=False))
     await commit_draft(transaction, above, now)
-    return _of_the_member(nodes, row.domain)
-
-
-def _put_nodes(draft: Draft, nodes: dict[bytes, list[StoredRR]]) -> None:
-    """Whole names with their leases, as they stood."""
-    for owner, records in nodes.items():
-        if records:
-            draft.touched[owner] = node_from_records(records)
+    return moved
 
 
 def _turn(draft: Draft, before: Iterable[RR], after: Iterable[RR]) -> None:
@@ -131,5 +128,6 @@ def _glue(service: Service, nodes: Iterable[bytes]) -> dict[bytes, Node]:
     return {host: node_from_records(StoredRR(*rr, None) for rr in records)} if records else {}
 
 
-def _of_the_member(nodes: dict[bytes, list[StoredRR]], domain: bytes) -> int:
-    return sum(len(records) for owner, records in nodes.items() if not is_discovery_name(owner, domain))
+def _of_the_member(nodes: dict[bytes, Node], domain: bytes) -> int:
+    own = [node for owner, node in nodes.items() if not is_discovery_name(owner, domain)]
+    return sum(len(rrset.rdatas) for node in own for rrset in node.rrsets.values())

@@ -24,12 +24,12 @@ from server.metrics import Metrics
 from server.policy import Grant
 from server.quota import NamesInBatch, check_quota
 from server.request import Refusal
-from server.store.api import LeaseMoved, Reader, Store, StoreError, Superseded, ZoneRow
+from server.store.api import NodeMoved, Reader, Store, StoreError, Superseded, ZoneRow
 from server.system import Clock
 from server.zone.draft import Draft, NodeDifference, commit_of, publish
 from server.zone.leases import LeaseQueue, lapse
-from server.zone.model import Actor, Change, Renewal, StoredRR, ZoneCommit
-from server.zone.node import node_from_records
+from server.zone.model import Actor, Change, Renewal, ZoneCommit
+from server.zone.node import Node
 from server.zone.plain_update import apply_plain
 from server.zone.update import LeaseTerms, Update, UpdateError, apply_update, check_prerequisites, granted
 from server.zone.zone import Zone, Zones
@@ -118,7 +118,7 @@ class _Followed(NamedTuple):
     row: ZoneRow
     changes: list[Change]
     keys: set[bytes]
-    nodes: dict[bytes, list[StoredRR]]
+    nodes: dict[bytes, Node]
 
 
 async def _nothing() -> None:
@@ -262,13 +262,13 @@ class Writer:
             try:
                 try:
                     if commits:
-                        await self._store.commit(commits)
+                        await self._store.commit(tuple(commits.values()))
                 except Superseded as overtaken:
                     self._put_back(batch)
                     await self._on_overtaken()
                     await self.catch_up()
-                    if isinstance(overtaken, LeaseMoved):
-                        await self._read_again(batch.lapsed)
+                    if isinstance(overtaken, NodeMoved):
+                        await self._read_again(commits)
                     continue
             except StoreError as error:
                 self._metrics.store_errors.inc()
@@ -277,7 +277,7 @@ class Writer:
                 self._fail(batch, "the database refused the change")
                 await asyncio.sleep(0.2)  # a lapse that cannot be written must not spin
                 return
-            self._publish(batch)
+            self._publish(batch, commits)
             await self._reply(batch)
             return
         log.error("commit overtaken by other writers too often, updates answered SERVFAIL", updates=len(pending))
@@ -377,10 +377,9 @@ class Writer:
         if found.is_content:
             serial = draft.serial if is_newer(draft.serial, base.serial) else next_serial(base.serial)
             batch.changes[zone.apex].append(draft.change(found, serial, at=now, actor=actor))
-        if found.leases and actor.key:
-            renewed = batch.renewals.setdefault(zone.apex, {})
-            for row, _ in found.leases:
-                renewed[row.owner_key] = Renewal(row.owner_key, now, actor.key, actor.peer)
+        if actor.key:
+            for key in found.renewed:
+                batch.renewals.setdefault(zone.apex, {})[key] = Renewal(now, actor.key, actor.peer)
         base.fold_in(draft, found)
 
     def _accept_plain(self, batch: _Batch, base: Draft, item: Pending, found: NodeDifference) -> None:
@@ -389,29 +388,29 @@ class Writer:
         if found.removed or found.added:
             change = base.advance(found, next_serial(base.serial), at=batch.at, actor=actor)
             batch.changes[base.apex].append(change)
-        if found.leases and actor.key:
-            key = item.update.ops[0].key
-            batch.renewals.setdefault(base.apex, {})[key] = Renewal(key, batch.at, actor.key, actor.peer)
+        if found.moves_lease and actor.key:
+            renewal = Renewal(batch.at, actor.key, actor.peer)
+            batch.renewals.setdefault(base.apex, {})[item.update.ops[0].key] = renewal
 
-    def _commits(self, batch: _Batch) -> list[ZoneCommit]:
-        commits = []
-        for apex, draft in batch.drafts.items():
-            zone = self._zones.at(apex)
-            renewals = tuple(batch.renewals.get(apex, {}).values())
-            changes = batch.changes[apex]
-            commit = None if zone is None else commit_of(zone, draft, changes, now=batch.at, renewals=renewals)
-            if commit is not None:
-                commits.append(commit)
-        return commits
-
-    def _publish(self, batch: _Batch) -> None:
-        """What queries see changes here, in one step; then the events."""
+    def _commits(self, batch: _Batch) -> dict[bytes, ZoneCommit]:
+        """By apex."""
+        commits: dict[bytes, ZoneCommit] = {}
         for apex, draft in batch.drafts.items():
             zone = self._zones.at(apex)
             if zone is not None:
-                for key, node in publish(zone, draft):
-                    self._leases.watch(apex, key, node)
-                    self._on_node(key)
+                commit = commit_of(zone, draft, batch.changes[apex], batch.renewals.get(apex, {}))
+                if commit is not None:
+                    commits[apex] = commit
+        return commits
+
+    def _publish(self, batch: _Batch, commits: Mapping[bytes, ZoneCommit]) -> None:
+        """What queries see changes here, in one step; then the events."""
+        for apex, commit in commits.items():
+            zone = self._zones.at(apex)
+            assert zone is not None, "zones come and go with the writer alone"
+            for key, node in publish(zone, batch.drafts[apex], commit):
+                self._leases.watch(apex, key, node)
+                self._on_node(key)
         kinds: dict[str, int] = {}
         for changes in batch.changes.values():
             for change in changes:
@@ -429,20 +428,18 @@ class Writer:
             if not number % TURN:
                 await asyncio.sleep(0)
 
-    async def _read_again(self, names: Iterable[tuple[bytes, bytes]]) -> None:
-        """Another server renewed leases of these, which moves no serial: take over how they stand."""
-        by_zone: dict[bytes, set[bytes]] = {}
-        for apex, key in names:
-            by_zone.setdefault(apex, set()).add(key)
+    async def _read_again(self, commits: Mapping[bytes, ZoneCommit]) -> None:
+        """Another server renewed leases of names of these, which moves no serial: take over how they stand."""
         async with self._store.reading() as reader:
             for row in await reader.load_zones():
-                zone, keys = self._zones.at(row.apex), by_zone.get(row.apex)
-                if keys and zone is not None and (zone.id, zone.serial) == (row.id, row.serial):
+                zone, commit = self._zones.at(row.apex), commits.get(row.apex)
+                if commit is not None and zone is not None and (zone.id, zone.serial) == (row.id, row.serial):
+                    keys = [change.key for change in commit.nodes]
                     self._replace(zone, keys, await reader.load_nodes(row.id, keys))
 
-    def _replace(self, zone: Zone, keys: Iterable[bytes], rows: Mapping[bytes, list[StoredRR]]) -> None:
+    def _replace(self, zone: Zone, keys: Iterable[bytes], nodes: Mapping[bytes, Node]) -> None:
         for key in keys:
-            node = node_from_records(rows[key]) if key in rows else None
+            node = nodes.get(key)
             zone.put(key, node)
             self._leases.watch(zone.apex, key, node)
             self._on_node(key)
@@ -521,6 +518,6 @@ async def load_zone(reader: Reader, row: ZoneRow, leases: LeaseQueue | None = No
     """Read one zone into memory; `leases` notes what will lapse."""
     watch = None if leases is None else partial(leases.loaded, row.apex)
     zone = Zone(row.id, row.apex, row.serial, row.soa, row.soa_ttl, row.member_id, is_catalog=row.kind == CATALOG)
-    async for records in reader.load_records(row.id):
-        zone.load(records, watch)
+    async for nodes in reader.load_zone(row.id):
+        zone.load(nodes, watch)
     return zone

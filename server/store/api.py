@@ -11,7 +11,8 @@ from typing import Final, NamedTuple, Protocol
 
 from protocol.tsig import Key
 from server.policy import Rule
-from server.zone.model import Change, Renewal, StoredRR, ZoneCommit
+from server.zone.model import Change, Renewal, ZoneCommit
+from server.zone.node import Node, StoredNode
 
 OPERATIONS: Final = "operations"
 """The meta value that counts changes of members, keys and rules."""
@@ -31,8 +32,8 @@ class Superseded(StoreError):
         self.zone_id = zone_id
 
 
-class LeaseMoved(Superseded):
-    """Another process renewed what was to lapse: read its names again, then try again."""
+class NodeMoved(Superseded):
+    """Another process renewed leases at a name of the commit: read its names again, then try again."""
 
 
 class ZoneRow(NamedTuple):
@@ -143,19 +144,16 @@ class Reader(Protocol):
 
     async def load_zones(self) -> list[ZoneRow]: ...
 
-    def load_records(self, zone_id: int) -> AsyncIterator[list[StoredRR]]:
-        """All records of a zone (the SOA is in its ZoneRow) in canonical order of owners, in large lists.
-
-        No owner name is spread over two lists.
-        """
+    def load_zone(self, zone_id: int) -> AsyncIterator[list[StoredNode]]:
+        """All names of a zone (the SOA is in its ZoneRow) in canonical order, in large lists."""
         ...
 
-    async def load_nodes(self, zone_id: int, owners: Iterable[bytes]) -> dict[bytes, list[StoredRR]]:
-        """Records by folded owner, for the folded `owners` that have any."""
+    async def load_nodes(self, zone_id: int, owners: Iterable[bytes]) -> dict[bytes, Node]:
+        """Nodes by folded owner, for the folded `owners` that have records."""
         ...
 
-    async def load_subtree(self, zone_id: int, owner: bytes) -> dict[bytes, list[StoredRR]]:
-        """Records by folded owner, at and below the folded `owner`."""
+    async def load_subtree(self, zone_id: int, owner: bytes) -> dict[bytes, Node]:
+        """Nodes by folded owner, at and below the folded `owner`."""
         ...
 
     async def changes_since(self, zone_id: int, serial: int) -> list[Change] | None:
@@ -241,7 +239,7 @@ class Store(Reader, Protocol):
     async def commit(self, commits: Sequence[ZoneCommit]) -> None:
         """Write all of it in one transaction, durable on return; `Superseded` and nothing written when a serial moved.
 
-        So too, as `LeaseMoved`, when a row that is to lapse has a later lease by now.
+        So too, as `NodeMoved`, when what stands at a name is not what the commit says was there.
         Cancellation waits until the transaction has ended one way or the other, then goes on.
         """
         ...
@@ -278,7 +276,10 @@ class Store(Reader, Protocol):
         ...
 
     async def forget_renewals(self, before: int) -> int:
-        """Delete renewals made before `before` (seconds since 1970); how many went. It looks at all there are."""
+        """Delete renewals made before `before` (seconds since 1970) at names that are gone; how many went.
+
+        It looks at all of them. A name that is there keeps its last one.
+        """
         ...
 
     async def remember(self, name: str, value: str) -> None:

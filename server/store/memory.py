@@ -5,14 +5,15 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
+from protocol.name import fold
 from server.policy import Rule
 from server.store.api import (
     OPERATIONS,
     PRUNED,
     JournalRow,
     KeyRow,
-    LeaseMoved,
     MemberRow,
+    NodeMoved,
     StoreError,
     SubscriptionChanges,
     SubscriptionKey,
@@ -22,13 +23,14 @@ from server.store.api import (
     TopicRow,
     ZoneRow,
 )
-from server.store.packing import order_key, subtree_bounds
-from server.zone.model import Change, Renewal, RowKey, StoredRR, ZoneCommit
+from server.store.packing import checked_nodes, decoded_nodes, order_key, subtree_bounds
+from server.zone.model import Change, Renewal, ZoneCommit
+from server.zone.node import Node, StoredNode
 
 
 @dataclass(slots=True)
-class _Node:
-    """The subscriptions of one node."""
+class _Server:
+    """The subscriptions of one server."""
 
     topics: dict[tuple[bytes, int], TopicRow] = field(default_factory=dict)
     rows: dict[SubscriptionKey, SubscriptionRow] = field(default_factory=dict)
@@ -40,13 +42,13 @@ class _Data:
     """All rows. Values are immutable, so that copying the dicts is a snapshot."""
 
     zones: dict[int, ZoneRow] = field(default_factory=dict)
-    records: dict[int, dict[RowKey, StoredRR]] = field(default_factory=dict)
+    nodes: dict[int, dict[bytes, tuple[bytes, bytes]]] = field(default_factory=dict)  # owner and data, by folded owner
     journal: list[JournalRow] = field(default_factory=list)
     members: dict[int, MemberRow] = field(default_factory=dict)
     keys: dict[bytes, KeyRow] = field(default_factory=dict)
     meta: dict[str, str] = field(default_factory=dict)
     renewals: dict[tuple[int, bytes], Renewal] = field(default_factory=dict)
-    nodes: dict[str, _Node] = field(default_factory=dict)  # shared by copies: no transaction touches them
+    servers: dict[str, _Server] = field(default_factory=dict)  # shared by copies: no transaction touches them
     last_id: int = 0
     commits: int = 0
 
@@ -54,7 +56,7 @@ class _Data:
         return replace(
             self,
             zones=dict(self.zones),
-            records={zone_id: dict(rows) for zone_id, rows in self.records.items()},
+            nodes={zone_id: dict(rows) for zone_id, rows in self.nodes.items()},
             journal=list(self.journal),
             members=dict(self.members),
             keys=dict(self.keys),
@@ -76,30 +78,23 @@ class MemoryReader:
     async def load_zones(self) -> list[ZoneRow]:
         return [self._data.zones[zone_id] for zone_id in sorted(self._data.zones)]
 
-    def _ordered(self, zone_id: int) -> list[tuple[bytes, RowKey, StoredRR]]:
-        rows = self._data.records.get(zone_id, {}).items()
-        return sorted((order_key(key.owner_key), key, row) for key, row in rows)
+    def _ordered(self, zone_id: int) -> list[tuple[bytes, bytes]]:
+        rows = self._data.nodes.get(zone_id, {})
+        return [rows[key] for key in sorted(rows, key=order_key)]
 
-    async def load_records(self, zone_id: int) -> AsyncIterator[list[StoredRR]]:
-        rows = [row for _, _, row in self._ordered(zone_id)]
-        if rows:
-            yield rows
+    async def load_zone(self, zone_id: int) -> AsyncIterator[list[StoredNode]]:
+        nodes = checked_nodes(zone_id, self._ordered(zone_id))
+        if nodes:
+            yield nodes
 
-    async def load_nodes(self, zone_id: int, owners: Iterable[bytes]) -> dict[bytes, list[StoredRR]]:
-        wanted = set(owners)
-        found: dict[bytes, list[StoredRR]] = {}
-        for key, row in sorted(self._data.records.get(zone_id, {}).items()):
-            if key.owner_key in wanted:
-                found.setdefault(key.owner_key, []).append(row)
-        return found
+    async def load_nodes(self, zone_id: int, owners: Iterable[bytes]) -> dict[bytes, Node]:
+        rows = self._data.nodes.get(zone_id, {})
+        return decoded_nodes(zone_id, (rows[owner] for owner in sorted(set(owners)) if owner in rows))
 
-    async def load_subtree(self, zone_id: int, owner: bytes) -> dict[bytes, list[StoredRR]]:
+    async def load_subtree(self, zone_id: int, owner: bytes) -> dict[bytes, Node]:
         low, high = subtree_bounds(owner)
-        found: dict[bytes, list[StoredRR]] = {}
-        for order, key, row in self._ordered(zone_id):
-            if low <= order < high:
-                found.setdefault(key.owner_key, []).append(row)
-        return found
+        rows = self._ordered(zone_id)
+        return decoded_nodes(zone_id, (row for row in rows if low <= order_key(fold(row[0])) < high))
 
     async def changes_since(self, zone_id: int, serial: int) -> list[Change] | None:
         zone = self._data.zones.get(zone_id)
@@ -139,7 +134,7 @@ class MemoryReader:
         return int(self._data.meta.get(OPERATIONS, 0))
 
     async def subscriptions(self, node: str) -> Subscriptions:
-        found = self._data.nodes.get(node, _Node())
+        found = self._data.servers.get(node, _Server())
         return Subscriptions(list(found.topics.values()), list(found.rows.values()), dict(found.marks))
 
 
@@ -156,13 +151,13 @@ class MemoryTransaction(MemoryReader):
             raise StoreError("there is a zone of that name already")
         zone_id = self._data.next_id()
         self._data.zones[zone_id] = ZoneRow(zone_id, apex, kind, member_id, serial, soa, soa_ttl)
-        self._data.records[zone_id] = {}
+        self._data.nodes[zone_id] = {}
         return zone_id
 
     async def remove_zone(self, zone_id: int) -> None:
         self._data.zones.pop(zone_id, None)
         self._data.renewals = {key: row for key, row in self._data.renewals.items() if key[0] != zone_id}
-        self._data.records.pop(zone_id, None)
+        self._data.nodes.pop(zone_id, None)
         self._data.journal = [row for row in self._data.journal if row.zone_id != zone_id]
 
     async def add_member(self, name: str, domain: bytes, *, private: bool, created_at: int) -> int:
@@ -272,7 +267,7 @@ class MemoryStore(MemoryReader):
                 self._data.keys[name] = replace(row, last_used_at=at)
 
     async def save_subscriptions(self, node: str, changes: SubscriptionChanges) -> None:
-        there = self._data.nodes.setdefault(node, _Node())
+        there = self._data.servers.setdefault(node, _Server())
         there.topics.update(((row.owner, row.rtype), row) for row in changes.topics)
         for key in changes.ended:
             there.rows.pop(key, None)
@@ -296,7 +291,8 @@ class MemoryStore(MemoryReader):
         return count
 
     async def forget_renewals(self, before: int) -> int:
-        old = [key for key, row in self._data.renewals.items() if row.at < before]
+        there = self._data.nodes
+        old = [key for key, row in self._data.renewals.items() if row.at < before and key[1] not in there[key[0]]]
         for key in old:
             del self._data.renewals[key]
         return len(old)
@@ -314,23 +310,20 @@ def _apply(data: _Data, commits: Sequence[ZoneCommit]) -> None:
         zone = data.zones.get(commit.zone_id)
         if zone is None or zone.serial != commit.serial_from:
             raise Superseded(commit.zone_id)
-        for key, ends in commit.lapses:
-            leased = data.records[zone.id].get(key)
-            if leased is None or leased.expires_at is None or leased.expires_at > ends:
-                raise LeaseMoved(commit.zone_id)
+        rows = data.nodes[zone.id]
+        for change in commit.nodes:
+            if rows.get(change.key, (b"", None))[1] != change.before:
+                raise NodeMoved(zone.id)
     for commit in commits:
         zone = data.zones[commit.zone_id]
         soa, soa_ttl = commit.soa or (zone.soa, zone.soa_ttl)
         data.zones[zone.id] = zone._replace(serial=commit.serial_to, soa=soa, soa_ttl=soa_ttl)
-        rows = data.records[zone.id]
-        for key in (*commit.deletes, *(key for key, _ in commit.lapses)):
-            rows.pop(key, None)
-        for key, row in commit.puts:
-            rows[key] = row
-        for key, at in commit.leases:
-            present = rows.get(key)
-            if present is not None:
-                rows[key] = present._replace(expires_at=at)
-        data.renewals.update({(zone.id, row.owner_key): row for row in commit.renewals})
-        for change in commit.changes:
-            data.journal.append(JournalRow(data.next_id(), zone.id, change))
+        for key, owner, _, after, renewal in commit.nodes:
+            if after is None:
+                del data.nodes[zone.id][key]
+            else:
+                data.nodes[zone.id][key] = owner, after
+            if renewal is not None:
+                data.renewals[zone.id, key] = renewal
+        for entry in commit.changes:
+            data.journal.append(JournalRow(data.next_id(), zone.id, entry))

@@ -1,4 +1,4 @@
-"""Octets of the store: journal entries as packed RRs, and the keys records are ordered and found by.
+"""Octets of the store: journal entries as packed RRs, the keys that names are ordered by, rows of nodes.
 
     packed RR: owner length u8 | owner | type u16 | TTL u32 | RDLENGTH u16 | rdata
 
@@ -10,19 +10,17 @@ Nothing here knows SQL; both stores use it.
 import struct
 from collections.abc import Iterable
 from functools import lru_cache
-from hashlib import sha256
-from typing import Final
+from typing import Any, Final
 
 from protocol.errors import DecodeError
+from protocol.name import fold
+from server.store.api import StoreError
 from server.zone.model import RR
+from server.zone.node import Node, StoredNode, check_node
 
 _OCTETS: Final = tuple(bytes((octet,)) for octet in range(256))
 _FIXED: Final = struct.Struct("!HIH")
 _ITEM: Final = struct.Struct("!HH")
-_WHOLE_KEY_OCTETS: Final = (
-    256  # longer rdata is keyed by a digest: a B-tree of PostgreSQL holds keys up to 2,704 octets
-)
-_KEPT_OCTETS: Final = _WHOLE_KEY_OCTETS + 1 - 32  # makes every digest key 257 octets, a length no whole key has
 
 
 def pack_rrs(records: Iterable[RR]) -> bytes:
@@ -96,8 +94,17 @@ def subtree_bounds(folded: bytes) -> tuple[bytes, bytes]:
     return (low, low[:-1] + b"\1") if low else (b"", b"\xff" * 512)
 
 
-def stored_rdata_key(rdata_key: bytes) -> bytes:
-    """The column form of a canonical rdata: itself, or for long ones its beginning and a digest of the whole."""
-    if len(rdata_key) <= _WHOLE_KEY_OCTETS:
-        return rdata_key
-    return rdata_key[:_KEPT_OCTETS] + sha256(rdata_key).digest()
+def checked_nodes(zone_id: int, rows: Iterable[Any]) -> list[StoredNode]:
+    """Rows of owner and data; `StoreError` names the first that is damaged."""
+    nodes: list[StoredNode] = []
+    for owner, data in rows:
+        try:
+            nodes.append(check_node(owner, data))
+        except DecodeError as error:
+            raise StoreError(f"the database is damaged at {owner!r} in zone number {zone_id}: {error}") from None
+    return nodes
+
+
+def decoded_nodes(zone_id: int, rows: Iterable[Any]) -> dict[bytes, Node]:
+    """The same by folded owner, taken apart."""
+    return {fold(stored.owner): stored.decode() for stored in checked_nodes(zone_id, rows)}

@@ -21,7 +21,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD: Final = "0005"
+HEAD: Final = "0006"
 """The revision these tables have; a database at it is opened without loading Alembic."""
 
 metadata = MetaData(
@@ -66,20 +66,18 @@ zone = Table(
 )
 
 # `owner_key` is packing.order_key of the owner, so that the primary key (the table itself, in SQLite) holds a member's
-# records side by side. There is no index on expires_at: leases fall due from memory, and each refresh would write it.
-record = Table(
-    "record",
+# names side by side; `data` has the RRsets with their leases, as server/zone/node.py says. `renewed_*` tell who renewed
+# leases last. There is no index on leases: they fall due from memory, and each refresh would write it.
+node = Table(
+    "node",
     metadata,
     Column("zone_id", Id, ForeignKey("zone.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
     Column("owner_key", LargeBinary, primary_key=True),
-    Column("rtype", Integer, primary_key=True, autoincrement=False),
-    Column("rdata_key", LargeBinary, primary_key=True),
     Column("owner", LargeBinary, nullable=False),
-    Column("ttl", BigInteger, nullable=False),
-    Column("rdata", LargeBinary, nullable=False),
-    Column("expires_at", BigInteger),
-    CheckConstraint("rtype BETWEEN 1 AND 65535", name="rtype"),
-    CheckConstraint("ttl BETWEEN 0 AND 4294967295", name="ttl"),
+    Column("data", LargeBinary, nullable=False),
+    Column("renewed_at", BigInteger),
+    Column("renewed_key", Text),
+    Column("renewed_peer", Text),
     sqlite_with_rowid=False,
 )
 
@@ -100,7 +98,7 @@ change = Table(
     sqlite_autoincrement=True,  # readers resume after an id, so ids only grow
 )
 
-# Who renewed the leases of a name last. Apart from the records, which are read whole at the start.
+# Who renewed the leases of a name last, when the name is gone.
 renewal = Table(
     "renewal",
     metadata,

@@ -35,7 +35,8 @@ from server.store.reading import SqlReader
 from server.store.sealing import Sealer, load_master_key
 from server.store.subscriptions import SubscriptionStatements
 from server.store.writing import SqlTransaction, Statements, Step, count_commit, run_on_sqlite
-from server.zone.model import Change, Renewal, StoredRR, ZoneCommit
+from server.zone.model import Change, Renewal, ZoneCommit
+from server.zone.node import Node, StoredNode
 
 BUSY_SECONDS: Final = 5  # how long SQLite waits for another process's transaction
 DRIVER_NICE: Final = 10  # of the threads that SQLite works in
@@ -134,7 +135,6 @@ class SqlStore:
         async with self._lock:
             with _plain_errors(self._engine.url):
                 driver = await self._driver()
-                # The one way aiosqlite has to do several things in its thread at one go.
                 await driver._execute(run_on_sqlite, driver._conn, steps)
 
     async def save_subscriptions(self, node: str, changes: SubscriptionChanges) -> None:
@@ -224,16 +224,16 @@ class SqlStore:
         async with self.reading() as reader:
             return await reader.load_zones()
 
-    async def load_records(self, zone_id: int) -> AsyncIterator[list[StoredRR]]:
+    async def load_zone(self, zone_id: int) -> AsyncIterator[list[StoredNode]]:
         async with self.reading() as reader:
-            async for rows in reader.load_records(zone_id):
-                yield rows
+            async for nodes in reader.load_zone(zone_id):
+                yield nodes
 
-    async def load_nodes(self, zone_id: int, owners: Iterable[bytes]) -> dict[bytes, list[StoredRR]]:
+    async def load_nodes(self, zone_id: int, owners: Iterable[bytes]) -> dict[bytes, Node]:
         async with self.reading() as reader:
             return await reader.load_nodes(zone_id, owners)
 
-    async def load_subtree(self, zone_id: int, owner: bytes) -> dict[bytes, list[StoredRR]]:
+    async def load_subtree(self, zone_id: int, owner: bytes) -> dict[bytes, Node]:
         async with self.reading() as reader:
             return await reader.load_subtree(zone_id, owner)
 
@@ -285,7 +285,11 @@ def _yield_to_queries() -> None:
 
 def _is_refused_connection(error: BaseException) -> bool:
     """Whether the network, or asyncpg's own errors on connecting, which SQLAlchemy lets through as they are."""
-    return isinstance(error, OSError) or type(error).__module__.startswith("asyncpg.")
+    return isinstance(error, OSError) or _is_of_asyncpg(error)
+
+
+def _is_of_asyncpg(error: BaseException) -> bool:
+    return type(error).__module__.startswith("asyncpg.")
 
 
 @contextmanager
@@ -296,6 +300,10 @@ def _plain_errors(url: URL) -> Iterator[None]:
     except DBAPIError as error:
         raise StoreError(f"database {_where(url)}: {_line(error.orig or error)}") from error
     except (SQLAlchemyError, sqlite3.Error) as error:
+        raise StoreError(f"database {_where(url)}: {_line(error)}") from error
+    except Exception as error:
+        if not _is_of_asyncpg(error):
+            raise
         raise StoreError(f"database {_where(url)}: {_line(error)}") from error
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Integer, Table, Text, bindparam, cast, delete, insert, or_, select, update
+from sqlalchemy import Integer, Table, Text, bindparam, cast, delete, func, insert, or_, select, update
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -16,15 +16,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from protocol.constants import type_text
 from server.policy import Rule
 from server.store import schema
-from server.store.api import OPERATIONS, PRUNED, KeyRow, LeaseMoved, StoreError, Superseded
-from server.store.packing import order_key, pack_rrs, stored_rdata_key
+from server.store.api import OPERATIONS, PRUNED, KeyRow, NodeMoved, StoreError, Superseded
+from server.store.packing import order_key, pack_rrs
 from server.store.reading import SqlReader
 from server.store.sealing import Sealer
-from server.zone.model import RowKey, ZoneCommit
+from server.zone.model import NodeChange, ZoneCommit
 
 Rows = Sequence[tuple[Any, ...]]
 
-_REPLACED: Final = ("owner", "ttl", "rdata", "expires_at")
+_RENEWED: Final = ("renewed_at", "renewed_key", "renewed_peer")
+_NOT_RENEWED: Final = (None, None, None)
 
 
 class Statement:
@@ -35,11 +36,6 @@ class Statement:
         assert list(compiled.positiontup) == list(names), (compiled.positiontup, names)
         self.text = str(compiled)
 
-    async def run(self, connection: AsyncConnection, rows: Rows) -> None:
-        """Execute for one row or many."""
-        parameters: Any = rows[0] if len(rows) == 1 else list(rows)
-        await connection.exec_driver_sql(self.text, parameters)
-
 
 def insert_or_replace(table: Table, dialect: Dialect) -> Any:
     """An INSERT with the dialect's own ON CONFLICT; the dialects that are not used stay out of memory."""
@@ -47,37 +43,22 @@ def insert_or_replace(table: Table, dialect: Dialect) -> Any:
 
 
 class Step(NamedTuple):
-    """One statement of a commit. With `zone_id` it must meet every row, else that zone was superseded.
-
-    `is_query`: it changes nothing, what it meets is what it returns.
-    """
+    """One statement of a commit. Unless it meets every row, `missed` is raised."""
 
     statement: Statement
     rows: Rows
-    zone_id: int | None = None
-    superseded: type[Superseded] = Superseded
-    is_query: bool = False
+    missed: Superseded | None = None
 
     def check(self, met: int) -> None:
-        if self.zone_id is not None and met != len(self.rows):
-            raise self.superseded(self.zone_id)
-
-    async def run(self, connection: AsyncConnection) -> None:
-        if self.zone_id is None:
-            await self.statement.run(connection, self.rows)
-            return
-        met = 0  # row by row: a driver that is given many says nothing of how many it met
-        for row in self.rows:
-            done = await connection.exec_driver_sql(self.statement.text, row)
-            met += len(done.all()) if self.is_query else done.rowcount
-        self.check(met)
+        if self.missed is not None and met != len(self.rows):
+            raise self.missed
 
 
 class Statements:
     """What `apply` and `touch_keys` run."""
 
     def __init__(self, dialect: Dialect) -> None:
-        zone, record, key, meta = schema.zone, schema.record, schema.tsig_key, schema.meta
+        zone, node, key = schema.zone, schema.node, schema.tsig_key
         self.is_postgresql = dialect.name == "postgresql"
         self.move_serial = Statement(
             update(zone)
@@ -100,32 +81,34 @@ class Statements:
             dialect,
             ("rdata", "rdata_ttl", "zone"),
         )
-        row = (
-            record.c.zone_id == bindparam("zone"),
-            record.c.owner_key == bindparam("owner_bytes"),
-            record.c.rtype == bindparam("type"),
-            record.c.rdata_key == bindparam("rdata_bytes"),
+        place = (node.c.zone_id == bindparam("zone"), node.c.owner_key == bindparam("place"))
+        as_known = (*place, node.c.data == bindparam("before"))
+        insertion: Any = insert_or_replace(node, dialect).on_conflict_do_nothing()
+        replacement: Any = update(node).where(*as_known)
+        replacement = replacement.values(owner=bindparam("written"), data=bindparam("after"))
+        replacement = replacement.values(
+            {name: func.coalesce(bindparam(f"by_{name}", type_=node.c[name].type), node.c[name]) for name in _RENEWED}
         )
-        row_names = ("zone", "owner_bytes", "type", "rdata_bytes")
-        self.delete = Statement(delete(record).where(*row), dialect, row_names)
-        self.lapse = Statement(
-            delete(record).where(*row, record.c.expires_at <= bindparam("at")), dialect, (*row_names, "at")
-        )
-        self.lease = Statement(
-            update(record).values(expires_at=bindparam("at")).where(*row), dialect, ("at", *row_names)
-        )
-        upsert = insert_or_replace(record, dialect)
-        upsert = upsert.on_conflict_do_update(
-            index_elements=list(record.primary_key), set_={name: upsert.excluded[name] for name in _REPLACED}
-        )
-        self.put = Statement(upsert, dialect, [column.name for column in record.columns])
+        deletion: Any = delete(node).where(*as_known)
+        if self.is_postgresql:  # its driver counts what comes back
+            insertion, replacement, deletion = (
+                change.returning(node.c.zone_id) for change in (insertion, replacement, deletion)
+            )
+        self.insert = Statement(insertion, dialect, [column.name for column in node.columns])
+        names = ("written", "after", *(f"by_{name}" for name in _RENEWED), "zone", "place", "before")
+        self.replace = Statement(replacement, dialect, names)
+        self.delete = Statement(deletion, dialect, ("zone", "place", "before"))
         renewal = schema.renewal
-        upsert = insert_or_replace(renewal, dialect)
-        upsert = upsert.on_conflict_do_update(
-            index_elements=list(renewal.primary_key),
-            set_={name: upsert.excluded[name] for name in ("at", "key", "peer")},
+        renewed = [node.c[name] for name in _RENEWED]
+        keep = insert_or_replace(renewal, dialect).from_select(
+            [column.name for column in renewal.columns],
+            select(node.c.zone_id, node.c.owner_key, *renewed).where(*place, node.c.renewed_at.is_not(None)),
         )
-        self.renew = Statement(upsert, dialect, [column.name for column in renewal.columns])
+        keep = keep.on_conflict_do_update(
+            index_elements=list(renewal.primary_key),
+            set_={name: keep.excluded[name] for name in ("at", "key", "peer")},
+        )
+        self.keep_renewal = Statement(keep, dialect, ("zone", "place"))
         change_names = [column.name for column in schema.change.columns if column.name != "id"]
         self.log = Statement(insert(schema.change).inline(), dialect, change_names)
         self.touch = Statement(
@@ -138,7 +121,6 @@ class Statements:
             dialect,
             ("at", "key", "at_again"),
         )
-        self.meta = meta
 
     def steps(self, commits: Sequence[ZoneCommit]) -> list[Step]:
         """What to execute for `commits`: serials first, so that who lost the race has written nothing yet.
@@ -150,29 +132,16 @@ class Statements:
         if self.is_postgresql:
             commits = sorted(commits, key=lambda commit: commit.zone_id)
         for commit in commits:
+            superseded = Superseded(commit.zone_id)
             if commit.serial_from != commit.serial_to:
                 move = (commit.serial_to, commit.zone_id, commit.serial_from)
-                steps.append(Step(self.move_serial, [move], commit.zone_id))
+                steps.append(Step(self.move_serial, [move], superseded))
             else:
-                held = (commit.zone_id, commit.serial_from)
-                steps.append(Step(self.hold_serial, [held], commit.zone_id, is_query=True))
-            if commit.lapses:
-                gone = [(*_key(commit.zone_id, row), at) for row, at in commit.lapses]
-                steps.append(Step(self.lapse, gone, commit.zone_id, LeaseMoved))
+                steps.append(Step(self.hold_serial, [(commit.zone_id, commit.serial_from)], superseded))
             if commit.soa is not None:
                 steps.append(Step(self.set_soa, [(*commit.soa, commit.zone_id)]))
-        deletes = [_key(commit.zone_id, row) for commit in commits for row in commit.deletes]
-        puts = [
-            (*_key(commit.zone_id, row), put.owner, put.ttl, put.rdata, put.expires_at)
-            for commit in commits
-            for row, put in commit.puts
-        ]
-        leases = [(at, *_key(commit.zone_id, row)) for commit in commits for row, at in commit.leases]
-        renewals = [
-            (commit.zone_id, order_key(owner), at, key, peer)
-            for commit in commits
-            for owner, at, key, peer in commit.renewals
-        ]
+        for commit in commits:
+            steps += self._node_steps(commit.zone_id, commit.nodes)
         changes = [
             (
                 *(commit.zone_id, change.serial_from, change.serial_to, change.at, *change.actor),
@@ -181,17 +150,32 @@ class Statements:
             for commit in commits
             for change in commit.changes
         ]
+        if changes:
+            steps.append(Step(self.log, changes))
+        return steps
+
+    def _node_steps(self, zone_id: int, nodes: Sequence[NodeChange]) -> list[Step]:
+        moved = NodeMoved(zone_id)
+        gone: list[tuple[Any, ...]] = []
+        fresh: list[tuple[Any, ...]] = []
+        replaced: list[tuple[Any, ...]] = []
+        for key, owner, before, after, renewal in nodes:
+            renewed = _NOT_RENEWED if renewal is None else renewal
+            if after is None:
+                gone.append((zone_id, order_key(key), before))
+            elif before is None:
+                fresh.append((zone_id, order_key(key), owner, after, *renewed))
+            else:
+                replaced.append((owner, after, *renewed, zone_id, order_key(key), before))
         if self.is_postgresql:
-            leases.sort(key=lambda row: row[1:])
-            renewals.sort()
-        written: Sequence[tuple[Statement, Rows]] = (
-            (self.delete, deletes),
-            (self.put, puts),
-            (self.lease, leases),
-            (self.renew, renewals),
-            (self.log, changes),
+            replaced.sort(key=lambda row: row[-2:])
+        steps = (
+            Step(self.keep_renewal, [row[:2] for row in gone]),
+            Step(self.delete, gone, moved),
+            Step(self.insert, fresh, moved),
+            Step(self.replace, replaced, moved),
         )
-        return steps + [Step(statement, rows) for statement, rows in written if rows]
+        return [step for step in steps if step.rows]
 
 
 def run_on_sqlite(connection: sqlite3.Connection, steps: Sequence[Step]) -> None:
@@ -202,18 +186,32 @@ def run_on_sqlite(connection: sqlite3.Connection, steps: Sequence[Step]) -> None
     """
     connection.execute("BEGIN IMMEDIATE")
     try:
-        for step in steps:
-            if step.is_query:
-                met = len(connection.execute(step.statement.text, step.rows[0]).fetchall())
-            elif len(step.rows) == 1:
-                met = connection.execute(step.statement.text, step.rows[0]).rowcount
-            else:
-                met = connection.executemany(step.statement.text, step.rows).rowcount
-            step.check(met)
+        _execute(connection, steps)
         connection.commit()
     except BaseException:
         connection.rollback()
         raise
+
+
+def _execute(connection: sqlite3.Connection, steps: Sequence[Step]) -> None:
+    """Within a transaction, in the driver's thread."""
+    for step in steps:
+        text, rows = step.statement.text, step.rows
+        done = connection.executemany(text, rows) if len(rows) > 1 else connection.execute(text, rows[0])
+        step.check(done.rowcount if done.description is None else len(done.fetchall()))
+
+
+async def _execute_on_postgresql(connection: AsyncConnection, steps: Sequence[Step]) -> None:
+    """Within a transaction; the first step may be the one that begins it."""
+    for step in steps:
+        text, rows = step.statement.text, step.rows
+        if step.missed is not None and len(rows) > 1:  # never the first; SQLAlchemy would not say how many it met
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            step.check(len(await driver.fetchmany(text, rows)))
+            continue
+        parameters: Any = rows[0] if len(rows) == 1 else list(rows)
+        done = await connection.exec_driver_sql(text, parameters)
+        step.check(len(done.all()) if done.returns_rows else done.rowcount)
 
 
 class SqlTransaction(SqlReader):
@@ -227,8 +225,11 @@ class SqlTransaction(SqlReader):
         await self.run(self._statements.steps(commits))
 
     async def run(self, steps: Sequence[Step]) -> None:
-        for step in steps:
-            await step.run(self._connection)
+        if self._statements.is_postgresql:
+            await _execute_on_postgresql(self._connection, steps)
+        else:
+            driver: Any = (await self._connection.get_raw_connection()).driver_connection
+            await driver._execute(_execute, driver._conn, steps)
 
     async def add_zone(
         self, apex: bytes, *, kind: str, member_id: int | None, serial: int, soa: bytes, soa_ttl: int
@@ -341,7 +342,7 @@ class SqlTransaction(SqlReader):
         return count
 
     async def touch_keys(self, used: Mapping[bytes, int]) -> None:
-        await self._statements.touch.run(self._connection, [(at, name, at) for name, at in used.items()])
+        await self.run([Step(self._statements.touch, [(at, name, at) for name, at in used.items()])])
 
     async def _insert(self, table: Any, values: dict[str, Any], taken: str) -> int:
         try:
@@ -349,10 +350,6 @@ class SqlTransaction(SqlReader):
         except IntegrityError:
             raise StoreError(taken) from None
         return int(made.scalar_one())
-
-
-def _key(zone_id: int, row: RowKey) -> tuple[int, bytes, int, bytes]:
-    return zone_id, order_key(row.owner_key), row.rtype, stored_rdata_key(row.rdata_key)
 
 
 async def count_commit(connection: AsyncConnection) -> None:

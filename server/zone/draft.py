@@ -4,14 +4,15 @@ Drafts stack: a batch is a draft on the zone, each update a draft on the batch. 
 leaves no trace; an accepted one is folded into the batch, so that later updates see it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, Protocol, Self
 
 from protocol.constants import Type
 from protocol.name import fold, is_at_or_below
 from protocol.rdata import canonical, soa_with_serial
-from server.zone.model import RR, Actor, Change, Renewal, RowKey, StoredRR, ZoneCommit
-from server.zone.node import Node, RRset
+from server.zone.model import RR, Actor, Change, NodeChange, Renewal, ZoneCommit
+from server.zone.node import Node, RRset, encode_node
 from server.zone.zone import Zone
 
 _SOA: Final = int(Type.SOA)
@@ -34,7 +35,7 @@ class Base(Protocol):
 class Draft:
     """Pending changes over `base`. A node it changes becomes its own copy first; RRsets are never changed in place."""
 
-    __slots__ = ("_below", "_found", "_soa", "apex", "base", "serial", "soa_template", "soa_ttl", "touched")
+    __slots__ = ("_below", "_soa", "apex", "base", "serial", "soa_template", "soa_ttl", "touched")
 
     def __init__(self, base: Base) -> None:
         self.base = base
@@ -44,8 +45,6 @@ class Draft:
         self.soa_ttl = base.soa_ttl
         self.touched: dict[bytes, Node | None] = {}
         self._below: dict[bytes, Node | None] = {}
-        # What one draft folded in found of a node that no other touched: compared with the base already.
-        self._found: dict[bytes, NodeDifference] = {}
         self._soa: RR | None = None  # what the last `advance` ended with, and the next begins with
 
     def node(self, key: bytes) -> Node | None:
@@ -96,7 +95,8 @@ class Draft:
     def fold_in(self, upper: "Draft", found: "Differences") -> None:
         """Take over what an accepted draft on top of this one holds, and what it `found` to differ."""
         for key, difference in found.by_key.items():
-            self.take(key, upper.touched[key], difference)
+            if difference.is_anything:
+                self.touched[key] = upper.touched[key]
         self._soa = None
         self.serial = upper.serial
         self.soa_template = upper.soa_template
@@ -104,7 +104,7 @@ class Draft:
 
     def differences(self) -> "Differences":
         """What this draft changes against its base."""
-        return Differences(self, self._found)
+        return Differences(self)
 
     def change(self, differences: "Differences", serial: int, *, at: int, actor: Actor) -> Change:
         """Move to `serial` and describe the step from the base."""
@@ -114,16 +114,8 @@ class Draft:
         removed, added = (old_soa, *differences.removed), (_soa_rr(self), *differences.added)
         return Change(self.apex, base.serial, serial, at, actor, removed, added)
 
-    def take(self, key: bytes, node: Node | None, found: "NodeDifference") -> None:
-        """Set one node as a whole; `found` says what it changes there."""
-        if key in self.touched:
-            self._found.pop(key, None)
-        else:
-            self._found[key] = found
-        self.touched[key] = node
-
     def advance(self, found: "NodeDifference", serial: int, *, at: int, actor: Actor) -> Change:
-        """Move to `serial` and describe the step, which was to `take` what was `found`."""
+        """Move to `serial` and describe the step, which was to touch what was `found`."""
         before, old_soa = self.serial, self._soa or _soa_rr(self)
         self.serial = serial
         soa = self._soa = _soa_rr(self)
@@ -137,20 +129,21 @@ def _soa_rr(draft: Base) -> RR:
 
 
 class NodeDifference:
-    """What changed at one owner name: RRs, rows of the store, and rows whose lease alone moved."""
+    """What changed at one owner name: RRs, and whether a lease moved of one that stays as it was."""
 
-    __slots__ = ("added", "deletes", "leased", "leases", "puts", "removed")
+    __slots__ = ("added", "moves_lease", "removed")
 
     def __init__(self) -> None:
         self.removed: list[RR] = []
         self.added: list[RR] = []
-        self.deletes: list[RowKey] = []
-        self.leased: list[tuple[RowKey, int]] = []  # those of `deletes` that had a lease, and its end
-        self.puts: list[tuple[RowKey, StoredRR]] = []
-        self.leases: list[tuple[RowKey, int | None]] = []
+        self.moves_lease = False
+
+    @property
+    def is_anything(self) -> bool:
+        return bool(self.removed or self.added or self.moves_lease)
 
     @classmethod
-    def between(cls, key: bytes, old: Node | None, new: Node | None) -> Self:
+    def between(cls, old: Node | None, new: Node | None) -> Self:
         """What leads from one node to the other."""
         found = cls()
         before = old.rrsets if old else {}
@@ -159,75 +152,57 @@ class NodeDifference:
         for rtype, old_set in before.items():
             new_set = after.get(rtype)
             if new_set is not old_set:
-                found._compare(key, old_owner, new_owner, rtype, _rows(old_set), _rows(new_set))
+                found._compare(old_owner, new_owner, rtype, _rows(old_set), _rows(new_set))
         for rtype, new_set in after.items():
             if rtype not in before:
-                found._compare(key, old_owner, new_owner, rtype, _NO_ROWS, _rows(new_set))
+                found._compare(old_owner, new_owner, rtype, _NO_ROWS, _rows(new_set))
         return found
 
-    def _compare(
-        self, key: bytes, old_owner: bytes, new_owner: bytes, rtype: int, old_rows: "_Rows", new_rows: "_Rows"
-    ) -> None:
+    def _compare(self, old_owner: bytes, new_owner: bytes, rtype: int, old_rows: "_Rows", new_rows: "_Rows") -> None:
         make = tuple.__new__  # half the time of calling a NamedTuple, and this runs for each record of each update
-        for rdata_key, (ttl, rdata, at) in old_rows.items():
+        for rdata_key, (ttl, rdata, _) in old_rows.items():
             if rdata_key not in new_rows:
-                row = make(RowKey, (key, rtype, rdata_key))
                 self.removed.append(make(RR, (old_owner, rtype, ttl, rdata)))
-                self.deletes.append(row)
-                if at:
-                    self.leased.append((row, at))
         for rdata_key, (ttl, rdata, at) in new_rows.items():
             was = old_rows.get(rdata_key)
             if was is None or was[0] != ttl:
                 if was is not None:
                     self.removed.append(RR(old_owner, rtype, was[0], was[1]))
                 self.added.append(make(RR, (new_owner, rtype, ttl, rdata)))
-                stored = make(StoredRR, (new_owner, rtype, ttl, rdata, at or None))
-                self.puts.append((make(RowKey, (key, rtype, rdata_key)), stored))
             elif was[2] != at:
-                self.leases.append((make(RowKey, (key, rtype, rdata_key)), at or None))
+                self.moves_lease = True
 
 
 class Differences:
     """What a draft changes, name by name, found by comparing touched nodes with the base."""
 
-    __slots__ = ("added", "by_key", "is_content", "removed", "soa_changed")
+    __slots__ = ("added", "by_key", "is_content", "removed")
 
-    def __init__(self, draft: Draft, found: Mapping[bytes, NodeDifference]) -> None:
-        base = draft.base
+    def __init__(self, draft: Draft) -> None:
         self.by_key: dict[bytes, NodeDifference] = {}
         self.removed: list[RR] = []
         self.added: list[RR] = []
         for key, node in draft.touched.items():
-            difference = self.by_key[key] = found.get(key) or NodeDifference.between(key, draft.below(key), node)
+            difference = self.by_key[key] = NodeDifference.between(draft.below(key), node)
             self.removed += difference.removed
             self.added += difference.added
-        self.soa_changed = draft.soa_ttl != base.soa_ttl or (
-            draft.soa_template is not base.soa_template
-            and soa_with_serial(draft.soa_template, 0) != soa_with_serial(base.soa_template, 0)
-        )
         # Whether the serial must move (RFC 9664 §5.3: leases alone are not content).
-        self.is_content = bool(self.removed or self.added or self.soa_changed or draft.serial != base.serial)
+        self.is_content = bool(
+            self.removed or self.added or draft.serial != draft.base.serial or _has_new_soa(draft, draft.base)
+        )
 
     @property
-    def is_anything(self) -> bool:
-        return self.is_content or any(each.leases for each in self.by_key.values())
+    def renewed(self) -> list[bytes]:
+        """The names of which a lease moved."""
+        return [key for key, difference in self.by_key.items() if difference.moves_lease]
 
-    @property
-    def deletes(self) -> list[RowKey]:
-        return [row for each in self.by_key.values() for row in each.deletes]
 
-    @property
-    def puts(self) -> list[tuple[RowKey, StoredRR]]:
-        return [row for each in self.by_key.values() for row in each.puts]
-
-    @property
-    def leased(self) -> list[tuple[RowKey, int]]:
-        return [row for each in self.by_key.values() for row in each.leased]
-
-    @property
-    def leases(self) -> list[tuple[RowKey, int | None]]:
-        return [row for each in self.by_key.values() for row in each.leases]
+def _has_new_soa(draft: Draft, base: Base) -> bool:
+    """Whether the SOA differs in more than its serial."""
+    return draft.soa_ttl != base.soa_ttl or (
+        draft.soa_template is not base.soa_template
+        and soa_with_serial(draft.soa_template, 0) != soa_with_serial(base.soa_template, 0)
+    )
 
 
 _Rows = Mapping[bytes, tuple[int, bytes, int]]
@@ -246,39 +221,32 @@ def _rows(rrset: RRset | None) -> _Rows:
 
 
 def commit_of(
-    zone: Zone, batch: Draft, changes: list[Change], *, now: int = 0, renewals: tuple[Renewal, ...] = ()
+    zone: Zone, batch: Draft, changes: Sequence[Change], renewals: Mapping[bytes, Renewal] = MappingProxyType({})
 ) -> ZoneCommit | None:
-    """The net effect of a batch on its zone; None when it has none. What goes with a lease ended at `now` lapses."""
-    net = batch.differences()
-    if not changes and not net.is_anything:
+    """The net effect of a batch on its zone; None when it has none. `renewals`: who renewed leases at which name."""
+    nodes = []
+    for key, node in batch.touched.items():
+        before, after = zone.stored(key), encode_node(node) if node and node.rrsets else None
+        if before != after:
+            nodes.append(NodeChange(key, key if node is None else node.owner, before, after, renewals.get(key)))
+    if not changes and not nodes:
         return None
-    lapses = tuple((row, at) for row, at in net.leased if at <= now)
-    lapsed = {row for row, _ in lapses}
-    return ZoneCommit(
-        zone.id,
-        zone.serial,
-        batch.serial,
-        tuple(row for row in net.deletes if row not in lapsed) if lapsed else tuple(net.deletes),
-        tuple(net.puts),
-        tuple(net.leases),
-        tuple(changes),
-        (soa_with_serial(batch.soa_template, 0), batch.soa_ttl) if net.soa_changed else None,
-        lapses,
-        renewals,
-    )
+    soa = (soa_with_serial(batch.soa_template, 0), batch.soa_ttl) if _has_new_soa(batch, zone) else None
+    return ZoneCommit(zone.id, zone.serial, batch.serial, tuple(nodes), tuple(changes), soa)
 
 
-def publish(zone: Zone, batch: Draft) -> Iterator[tuple[bytes, Node | None]]:
-    """Make a committed batch what queries see; yields each touched node (the lease queue listens).
+def publish(zone: Zone, batch: Draft, commit: ZoneCommit) -> Iterator[tuple[bytes, Node | None]]:
+    """Make a committed batch what queries see; yields each changed node (the lease queue listens).
 
     The caller must exhaust it at once: there is no await between commit and the last node.
     """
     zone.serial = batch.serial
     zone.soa_template = batch.soa_template
     zone.soa_ttl = batch.soa_ttl
-    for key, node in batch.touched.items():
-        zone.put(key, node)
-        yield key, node
+    for change in commit.nodes:
+        node = batch.touched[change.key]
+        zone.put(change.key, node, change.after)
+        yield change.key, node
 
 
 def is_in_zone(key: bytes, apex: bytes) -> bool:

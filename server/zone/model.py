@@ -51,40 +51,39 @@ class Change(NamedTuple):
     added: tuple[RR, ...]
 
 
-class RowKey(NamedTuple):
-    """Identity of a stored record within its zone: folded owner, type, canonical rdata."""
-
-    owner_key: bytes
-    rtype: int
-    rdata_key: bytes
-
-
 class Renewal(NamedTuple):
-    """Who renewed leases at a folded owner name last: no change of the zone, so it stands in no journal."""
+    """Who renewed leases at a name last: no change of the zone, so it stands in no journal."""
 
-    owner_key: bytes
     at: int
     key: str
     peer: str
+
+
+class NodeChange(NamedTuple):
+    """What becomes of one owner name. `before` and `after` are octets as `node.encode_node` makes them, None for none.
+
+    `owner` is as it is written from now on. With `renewal`, leases were renewed there.
+    """
+
+    key: bytes  # folded owner
+    owner: bytes
+    before: bytes | None
+    after: bytes | None
+    renewal: Renewal | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ZoneCommit:
     """The net effect of a batch on one zone, and the journal entries that tell it step by step.
 
-    Lists are disjoint by row: a row is deleted, or put (inserted or replaced whole), or only its lease moves, or it
-    lapses: it goes if its lease ends no later than given, else nothing of the commit is done, for another server has
-    renewed it. `serial_from` is compared and set with `serial_to` in the same transaction; equal when only leases move.
-    `soa` is the new SOA (rdata without regard to its serial field, TTL) when it changed.
+    `serial_from` is compared and set with `serial_to` in the same transaction; equal when only leases move. That moves
+    no serial, so what stands at each name is compared with its `before` as well. `soa` is the new SOA (rdata without
+    regard to its serial field, TTL) when it changed.
     """
 
     zone_id: int
     serial_from: int
     serial_to: int
-    deletes: tuple[RowKey, ...]
-    puts: tuple[tuple[RowKey, StoredRR], ...]
-    leases: tuple[tuple[RowKey, int | None], ...]
+    nodes: tuple[NodeChange, ...]
     changes: tuple[Change, ...]
     soa: tuple[bytes, int] | None = None
-    lapses: tuple[tuple[RowKey, int], ...] = ()
-    renewals: tuple[Renewal, ...] = ()

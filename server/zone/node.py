@@ -1,17 +1,28 @@
-"""One owner name's RRsets as one `bytes` object: what a million records cost in memory is decided here.
+"""One owner name's RRsets as octets: what a million records cost in the database and in memory is decided here.
 
-look u32: when the lease queue looks at the name next, seconds since 1970, 0 for never
-case length u8 | case: which octets of the folded owner came in upper case, a bit each, the first octet's lowest
-per RRset: type u16 | TTL u32 | count u16 | count times: expires u32 (0 permanent), RDLENGTH u16, rdata
+As stored, version 1; what a lease ends at fits until 2106:
+
+    version u8 = 1
+    per RRset, in ascending order of types: type u16 | TTL u32 | count u16
+        count times: expires u32 (seconds since 1970, 0 permanent) | RDLENGTH u16 | rdata
+
+In memory, one `bytes`:
+
+    look u32: when the lease queue looks at the name next, seconds since 1970, 0 for never
+    case length u8 | case: which octets of the folded owner came in upper case, a bit each, the first octet's lowest
+    RRsets as stored
 """
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+from protocol.errors import DecodeError
+from protocol.rdata import canonical
 from server.zone.model import StoredRR
 
+VERSION: Final = b"\1"
 _RRSET: Final = struct.Struct("!HIH")
 _RR: Final = struct.Struct("!IH")
 _ONE: Final = struct.Struct("!HIHIH")  # both, of an RRset with one record
@@ -55,6 +66,92 @@ class Node(NamedTuple):
     owner: bytes
     rrsets: dict[int, RRset]
 
+    def records(self) -> Iterator[StoredRR]:
+        """Its records by type and canonical rdata."""
+        for rtype, rrset in sorted(self.rrsets.items()):
+            rows = zip(rrset.rdatas, rrset.expires, strict=True)
+            for rdata, at in sorted(rows, key=lambda row: canonical(rtype, row[0])):
+                yield StoredRR(self.owner, rtype, rrset.ttl, rdata, at or None)
+
+
+class StoredNode(NamedTuple):
+    """An owner name as the store holds it, looked through by `check_node`."""
+
+    owner: bytes
+    data: bytes
+    lapses_at: int  # the first moment at which one of its records lapses, 0 when none does
+    may_cut: bool  # whether it has NS or DNAME
+
+    def decode(self) -> Node:
+        return Node(self.owner, _decode(self.data, len(VERSION)))
+
+
+def encode_node(node: Node) -> bytes:
+    """The RRsets of a node as they are stored: equal octets for equal ones."""
+    out = [VERSION]
+    rrsets = node.rrsets
+    for key in sorted(rrsets):
+        rtype, ttl, rdatas, expires = rrsets[key]
+        if len(rdatas) == 1:  # most RRsets
+            rdata = rdatas[0]
+            out += (_ONE.pack(rtype, ttl, 1, expires[0], len(rdata)), rdata)
+            continue
+        out.append(_RRSET.pack(rtype, ttl, len(rdatas)))
+        for rdata, at in zip(rdatas, expires, strict=True):
+            out += (_RR.pack(at, len(rdata)), rdata)
+    return b"".join(out)
+
+
+def check_node(owner: bytes, data: bytes) -> StoredNode:
+    """Look through a row of the store; `DecodeError` when it is damaged or of a later version."""
+    try:
+        end = 0
+        while size := owner[end]:
+            end += size + 1
+        if end != len(owner) - 1:
+            raise DecodeError("octets follow the owner name", end)
+        if data[:1] != VERSION:
+            raise DecodeError(f"version is {data[:1].hex() or 'missing'}", 0)
+        position = 1
+        end = len(data)
+        lapses_at = previous = 0
+        may_cut = False
+        while position < end:
+            rtype, _, count, at, size = _ONE.unpack_from(data, position)
+            if rtype <= previous or not count:
+                raise DecodeError("types are not in order, or an RRset is empty", position)
+            previous = rtype
+            if rtype in _SELDOM:
+                may_cut = True
+            position += 14 + size
+            if at and (at < lapses_at or not lapses_at):
+                lapses_at = at
+            while count > 1:
+                count -= 1
+                at, size = _RR.unpack_from(data, position)
+                position += 6 + size
+                if at and (at < lapses_at or not lapses_at):
+                    lapses_at = at
+        if position != end or not previous:
+            raise DecodeError("rdata is cut short", position)
+    except (struct.error, IndexError, TypeError):  # TypeError: SQLite keeps what is no BLOB in any column
+        raise DecodeError("the node or its owner name is cut short", len(data or b"")) from None
+    return StoredNode(owner, data, lapses_at, may_cut)
+
+
+def to_blob(key: bytes, owner: bytes, data: bytes, look: bytes = NEVER) -> bytes:
+    """What memory holds of a stored node. `key` is the folded owner, `look` what the blob begins with."""
+    return look + (_LOWER_HEAD if owner == key else _case_head(owner)) + data[len(VERSION) :]
+
+
+def data_of(blob: bytes) -> bytes:
+    """What the store holds of a blob."""
+    return VERSION + blob[_RRSETS + blob[_CASE] :]
+
+
+def look_octets(at: int) -> bytes:
+    return _LOOK.pack(at)
+
 
 def look_of(blob: bytes) -> int:
     """When the lease queue looks at the name next."""
@@ -84,69 +181,37 @@ def _owner(key: bytes, case: bytes) -> bytes:
     return (int.from_bytes(key[:size], "little") ^ marks).to_bytes(size, "little") + key[size:]
 
 
-def encode_node(key: bytes, node: Node, look: bytes = NEVER) -> bytes:
-    """The blob of a node. `key` is the folded owner, `look` what its blob begins with."""
-    out = [look, _LOWER_HEAD if node.owner == key else _case_head(node.owner)]
-    for rtype, ttl, rdatas, expires in node.rrsets.values():
-        if len(rdatas) == 1:  # most RRsets
-            rdata = rdatas[0]
-            out += (_ONE.pack(rtype, ttl, 1, expires[0], len(rdata)), rdata)
-            continue
-        out.append(_RRSET.pack(rtype, ttl, len(rdatas)))
-        for rdata, at in zip(rdatas, expires, strict=True):
-            out += (_RR.pack(at, len(rdata)), rdata)
-    return b"".join(out)
-
-
-def encode_rows(
-    key: bytes, rows: Sequence[tuple[bytes, int, int, bytes, int | None]], *, is_watched: bool
-) -> tuple[bytes, int] | None:
-    """The blob of stored rows of one owner and the first moment one lapses, 0 for none; what loading a zone takes.
-
-    Only for rows of which no two have the same type, as most names have them, and none cuts the zone; None for others.
-    `is_watched`: the lease queue looks at it at that moment.
-    """
-    owner = rows[0][0]
-    out = [NEVER, _LOWER_HEAD if owner == key else _case_head(owner)]
-    earliest = previous = 0
-    for _, rtype, ttl, rdata, expires_at in rows:
-        if rtype <= previous or rtype in _SELDOM:
-            return None
-        previous = rtype
-        if expires_at and (expires_at < earliest or not earliest):
-            earliest = expires_at
-        out += (_ONE.pack(rtype, ttl, 1, expires_at or PERMANENT, len(rdata)), rdata)
-    if is_watched and earliest:
-        out[0] = _LOOK.pack(earliest)
-    return b"".join(out), earliest
-
-
 def decode_node(key: bytes, blob: bytes) -> Node:
     """Take a blob apart again."""
     size = blob[_CASE]
     position = _RRSETS + size
     owner = _owner(key, blob[_RRSETS:position]) if size else key
+    return tuple.__new__(Node, (owner, _decode(blob, position)))
+
+
+def _decode(octets: bytes, position: int) -> dict[int, RRset]:
+    """The RRsets that begin at `position`, by type."""
     rrsets: dict[int, RRset] = {}
     make = tuple.__new__  # half the time of calling a NamedTuple
-    end = len(blob)
+    end = len(octets)
     while position < end:
-        rtype, ttl, count, at, length = _ONE.unpack_from(blob, position)  # no RRset is shorter
+        rtype, ttl, count, at, length = _ONE.unpack_from(octets, position)  # no RRset is shorter
         if count == 1:
             start = position + 14
             position = start + length
-            rrsets[rtype] = make(RRset, (rtype, ttl, (blob[start:position],), (at,)))
+            rrsets[rtype] = make(RRset, (rtype, ttl, (octets[start:position],), (at,)))
             continue
         position += 8
         rdatas: list[bytes] = []
         expires: list[int] = []
         for _ in range(count):
-            at, length = _RR.unpack_from(blob, position)
+            at, length = _RR.unpack_from(octets, position)
             position += 6
             expires.append(at)
-            rdatas.append(blob[position : position + length])
+            rdatas.append(octets[position : position + length])
             position += length
         rrsets[rtype] = RRset(rtype, ttl, tuple(rdatas), tuple(expires))
-    return make(Node, (owner, rrsets))
+    return rrsets
 
 
 def find_rrset(blob: bytes, wanted: int) -> RRset | None:
@@ -177,7 +242,7 @@ def has_type(blob: bytes, wanted: int) -> bool:
 
 
 def node_from_records(records: Iterable[StoredRR]) -> Node:
-    """Build a node from stored rows of one owner; the first row's case and each RRset's last TTL win."""
+    """Build a node from records of one owner; the first one's case and each RRset's last TTL win."""
     owner = b""
     grouped: dict[int, list[StoredRR]] = {}
     for record in records:

@@ -9,7 +9,7 @@ from typing import Final
 
 from protocol.constants import Class, Type
 from server.zone.draft import Draft, NodeDifference
-from server.zone.model import RR, RowKey, StoredRR
+from server.zone.model import RR
 from server.zone.node import Node, RRset
 from server.zone.update import MAX_TYPES, Update
 
@@ -60,33 +60,28 @@ def apply_plain(batch: Draft, update: Update, expires: int) -> NodeDifference | 
     for rtype, new in fresh.items():
         old = rrsets.get(rtype)
         if new != old:
-            _compare(found, key, owner, rtype, old, new)
+            _compare(found, owner, rtype, old, new)
     kept = {rtype: rrset for rtype, rrset in {**rrsets, **fresh}.items() if rrset is not None}
-    batch.take(key, make(Node, (owner, kept)) if kept else None, found)
+    if found.is_anything:
+        batch.touched[key] = make(Node, (owner, kept)) if kept else None
     return found
 
 
-def _compare(found: NodeDifference, key: bytes, owner: bytes, rtype: int, old: RRset | None, new: RRset | None) -> None:
+def _compare(found: NodeDifference, owner: bytes, rtype: int, old: RRset | None, new: RRset | None) -> None:
     make = tuple.__new__
     _, old_ttl, olds, old_ends = old or _NONE
     _, ttl, news, ends = new or _NONE
-    for rdata, end in zip(olds, old_ends, strict=True):
+    for rdata in olds:
         if rdata not in news:
-            row = make(RowKey, (key, rtype, rdata))
             found.removed.append(make(RR, (owner, rtype, old_ttl, rdata)))
-            found.deletes.append(row)
-            if end:
-                found.leased.append((row, end))
     for rdata, end in zip(news, ends, strict=True):
-        row = make(RowKey, (key, rtype, rdata))
         was = rdata in olds
         if not was or old_ttl != ttl:
             if was:
                 found.removed.append(make(RR, (owner, rtype, old_ttl, rdata)))
             found.added.append(make(RR, (owner, rtype, ttl, rdata)))
-            found.puts.append((row, make(StoredRR, (owner, rtype, ttl, rdata, end or None))))
         elif old_ends[olds.index(rdata)] != end:
-            found.leases.append((row, end or None))
+            found.moves_lease = True
 
 
 _NONE: Final = RRset(0, 0, (), ())

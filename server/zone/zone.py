@@ -6,32 +6,29 @@ transfer) copies the index first. The SOA stands apart from the apex node becaus
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import groupby
-from operator import itemgetter
-from typing import Final
 
 from protocol.constants import Type
 from protocol.name import parent
 from protocol.rdata import soa_with_serial
 from server.zone.census import Census
 from server.zone.children import Children
-from server.zone.model import RR, StoredRR
+from server.zone.model import RR
 from server.zone.node import (
     NEVER,
     Node,
     RRset,
+    StoredNode,
+    data_of,
     decode_node,
-    earliest_lapse,
     encode_node,
-    encode_rows,
     find_rrset,
+    look_octets,
     look_of,
-    node_from_records,
+    to_blob,
     with_look,
 )
 
 _NS, _DNAME = int(Type.NS), int(Type.DNAME)
-_OWNER: Final = itemgetter(0)
 
 
 @dataclass(slots=True)
@@ -102,8 +99,16 @@ class Zone:
         """Whether a folded name exists: with records, as an empty non-terminal, or as the apex (RFC 8020)."""
         return key in self.nodes or key in self.children or key == self.apex
 
-    def put(self, key: bytes, node: Node | None) -> None:
-        """Put one node in the place of what was at `key`, or take it away (None, or no records)."""
+    def stored(self, key: bytes) -> bytes | None:
+        """The octets by which the store knows what is at a folded owner name."""
+        blob = self.nodes.get(key)
+        return None if blob is None else data_of(blob)
+
+    def put(self, key: bytes, node: Node | None, data: bytes | None = None) -> None:
+        """Put one node in the place of what was at `key`, or take it away (None, or no records).
+
+        `data`: its octets, if they were made already.
+        """
         if node is None or not node.rrsets:
             blob = self.nodes.pop(key, None)
             if blob is not None:
@@ -122,7 +127,10 @@ class Zone:
             look = self._gone.pop(key, NEVER) if self._gone else NEVER
         else:
             look = blob[: len(NEVER)]
-        self.nodes[key] = encode_node(key, node, look)
+        self.nodes[key] = to_blob(key, node.owner, encode_node(node) if data is None else data, look)
+        self._note_cut(key, node)
+
+    def _note_cut(self, key: bytes, node: Node) -> None:
         if _DNAME in node.rrsets or (_NS in node.rrsets and key != self.apex):
             self.cuts.add(key)
         elif self.cuts:
@@ -150,50 +158,27 @@ class Zone:
         yield from (key for key, blob in self.nodes.items() if not blob.startswith(NEVER))
         yield from self._gone
 
-    def load(self, records: Iterable[StoredRR], watch: Callable[[bytes, int], None] | None = None) -> None:
-        """Fill a zone from rows of names that it does not have, those of a name side by side.
+    def load(self, nodes: Iterable[StoredNode], watch: Callable[[bytes, int], None] | None = None) -> None:
+        """Fill a zone with names that it does not have.
 
         `watch` hears of each folded owner name with a lease, and when the first of them ends: its next look.
         """
         fresh: list[bytes] = []
-        pending: list[StoredRR] = []
-        current = b""
-        for owner, group in groupby(records, _OWNER):
+        for stored in nodes:
+            owner, data, lapses_at, may_cut = stored
             key = owner.lower()
-            if key != current:
-                if pending:
-                    self._store(current, pending, fresh, watch)
-                current = key
-                pending = list(group)
+            if watch is None or not lapses_at:
+                self.nodes[key] = to_blob(key, owner, data)
             else:
-                pending += group
-        if pending:
-            self._store(current, pending, fresh, watch)
-        self._count(fresh)
-
-    def _store(
-        self, key: bytes, records: list[StoredRR], fresh: list[bytes], watch: Callable[[bytes, int], None] | None
-    ) -> None:
-        encoded = encode_rows(key, records, is_watched=watch is not None)
-        if encoded is None or key in self.nodes:
-            self._count(fresh)
-            node = node_from_records(records)
-            self.put(key, node)
-            earliest = earliest_lapse(node)
-            if earliest and watch is not None:
-                self.set_look(key, earliest)
-        else:
-            self.nodes[key], earliest = encoded
+                self.nodes[key] = to_blob(key, owner, data, look_octets(lapses_at))
+                watch(key, lapses_at)
+            if may_cut:
+                self._note_cut(key, stored.decode())
             fresh.append(key)
-        if earliest and watch is not None:
-            watch(key, earliest)
-
-    def _count(self, fresh: list[bytes]) -> None:
         self.children.link_all(fresh, self.nodes)
         if self._census is not None:
             for key in fresh:
                 self._census.come(key)
-        fresh.clear()
 
     def records(self, now: int) -> Iterator[RR]:
         """Every record not lapsed at `now`, SOA first: what a transfer sends."""

@@ -20,7 +20,7 @@ from server.rdata_text import rdata_from, rdata_text, split_words
 from server.store.api import ZoneRow
 from server.store.memory import MemoryStore
 from server.zone.model import RR, StoredRR
-from tests.support.zones import APEX, SOA, add_zone
+from tests.support.zones import APEX, SOA, add_zone, all_records
 
 KNOWN: Final = [
     1,
@@ -129,9 +129,7 @@ def model(rows: list[tuple[tuple[str, str], int]]) -> _Content:
 
 async def content(store: MemoryStore, zone_id: int) -> dict[tuple[bytes, int, bytes], StoredRR]:
     return {
-        (fold(row.owner), row.rtype, canonical(row.rtype, row.rdata)): row
-        async for rows in store.load_records(zone_id)
-        for row in rows
+        (fold(row.owner), row.rtype, canonical(row.rtype, row.rdata)): row for row in await all_records(store, zone_id)
     }
 
 

@@ -2,22 +2,24 @@
 
 from typing import Final
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.constants import Type
+from protocol.errors import DecodeError
 from protocol.name import fold, parent
-from server.zone.model import StoredRR
 from server.zone.node import (
     Node,
     RRset,
+    check_node,
+    data_of,
     decode_node,
     earliest_lapse,
     encode_node,
-    encode_rows,
     find_rrset,
     has_type,
-    node_from_records,
+    to_blob,
 )
 from server.zone.zone import Zone
 from tests.support.builders import ZONE, name, soa_rdata
@@ -45,8 +47,10 @@ def nodes(draw: st.DrawFn) -> Node:
 @given(node=nodes(), absent=st.integers(1, 65535))
 def test_a_node_comes_out_of_its_blob_as_it_went_in(node: Node, absent: int) -> None:
     key = fold(node.owner)
-    blob = encode_node(key, node)
-    assert decode_node(key, blob) == node
+    data = encode_node(node)
+    blob = to_blob(key, node.owner, data)
+    assert decode_node(key, blob) == check_node(node.owner, data).decode() == node
+    assert data_of(blob) == data
     for rtype, rrset in node.rrsets.items():
         assert find_rrset(blob, rtype) == rrset
     assert has_type(blob, absent) == (absent in node.rrsets)
@@ -103,27 +107,35 @@ def test_the_index_of_names_is_what_the_names_say(steps: list[tuple[bytes, Type 
 
 
 @given(node=nodes())
-def test_rows_are_encoded_as_their_node_is(node: Node) -> None:
-    """What loading does with the rows of a store, in their order there, is what publishing does with a node."""
+def test_a_node_is_loaded_as_it_is_published(node: Node) -> None:
     key = fold(node.owner)
-    rows = [
-        StoredRR(node.owner, rtype, rrset.ttl, rdata, at or None)
-        for rtype, rrset in sorted(node.rrsets.items())
-        for rdata, at in zip(rrset.rdatas, rrset.expires, strict=True)
-    ]
-    found = encode_rows(key, rows, is_watched=False)
-    same = node_from_records(rows)
-    earliest = earliest_lapse(same)
-    if any(len(rrset.rdatas) != 1 for rrset in node.rrsets.values()) or {Type.NS, Type.DNAME} & set(node.rrsets):
-        assert found is None
-    else:
-        assert found == (encode_node(key, same), earliest)
     one, other = Zone(1, b"\0", 1, bytes(22), 60), Zone(1, b"\0", 1, bytes(22), 60)
     watched: dict[bytes, int] = {}
-    one.load(rows, watched.__setitem__)
-    other.put(key, same)
+    one.load([check_node(node.owner, encode_node(node))], watched.__setitem__)
+    other.put(key, node)
+    earliest = earliest_lapse(node)
     assert one.look(key) == earliest
     one.set_look(key, 0)
     assert (one.nodes, one.cuts) == (other.nodes, other.cuts)
     assert list(one.children.items()) == list(other.children.items())
     assert watched == ({key: earliest} if earliest else {})
+
+
+@given(node=nodes(), data=st.data())
+def test_damage_is_told_or_leaves_a_node_that_is_stored_alike(node: Node, data: st.DataObject) -> None:
+    """Whatever octets are read, they are refused or are those that the node they make is compared by."""
+    octets = bytearray(encode_node(node))
+    for at in data.draw(st.lists(st.integers(0, len(octets) - 1), max_size=3)):
+        octets[at] = data.draw(st.integers(0, 255))
+    damaged = bytes(octets[: data.draw(st.integers(0, len(octets)))])
+    try:
+        found = check_node(node.owner, damaged)
+    except DecodeError:
+        return
+    assert encode_node(found.decode()) == damaged
+
+
+@pytest.mark.parametrize("owner", [b"", b"\1", b"\1a", b"\1a\0\0", "mac", None])
+def test_an_owner_that_is_no_name_is_told(owner: bytes) -> None:
+    with pytest.raises(DecodeError):
+        check_node(owner, encode_node(Node(b"\0", {1: RRset(1, 60, (bytes(4),), (0,))})))

@@ -53,12 +53,10 @@ def long_way(batch: Draft, update: Update, expires: int) -> None:
     batch.fold_in(draft, draft.differences())
 
 
-def net(batch: Draft) -> tuple[Counter[object], ...]:
-    """What a commit would write; lists without their order."""
+def net(batch: Draft) -> tuple[object, ...]:
+    """What a commit would tell; lists without their order."""
     found = batch.differences()
-    return tuple(
-        Counter(each) for each in (found.removed, found.added, found.deletes, found.puts, found.leases, found.leased)
-    )
+    return Counter(found.removed), Counter(found.added), found.renewed
 
 
 def content(node: Node | None) -> object:
@@ -83,6 +81,7 @@ def test_a_batch_of_plain_updates_comes_to_the_same(updates: list[tuple[tuple[Up
         step = before.differences()
         assert Counter(found.removed) == Counter(step.removed)
         assert Counter(found.added) == Counter(step.added)
+        assert found.moves_lease == bool(step.renewed)
         long_way(long, update, expires)
         assert content(short.node(key)) == content(long.node(key))
     assert net(short) == net(long)
@@ -94,7 +93,7 @@ def test_what_is_not_plain_is_left_untouched(ops: tuple[UpdateOp, ...], expires:
     batch = Draft(zone())
     is_plain = not {op.rtype for op in ops} & {Type.SRV, Type.CNAME}
     assert (apply_plain(batch, Update(batch.apex, (), ops), expires) is not None) == is_plain
-    assert bool(batch.touched) == is_plain
+    assert is_plain or not batch.touched
 
 
 def test_left_to_the_long_way() -> None:

@@ -256,7 +256,7 @@ def test_random_batches_leave_what_the_model_holds(
         assert replay(first, core.changes) == content(zone)
         assert core.changes == core.store.journal[zone.id]
         if model.serial == serial:
-            assert all(not c.changes and not c.deletes and not c.puts for c in core.store.commits[commits:])
+            assert not any(commit.changes for commit in core.store.commits[commits:])
             assert (len(core.store.commits) > commits) == (held != model.sets)
         check_index(zone)
         lapses = [earliest_lapse(node) for node in map(zone.node, zone.nodes) if node]

@@ -16,8 +16,10 @@ from protocol.constants import Type
 from protocol.name import fold, from_text
 from protocol.rdata import canonical
 from server.zone.model import RR
+from server.zone.node import check_node
 from server.zone.zone import Zone
 from tests.sim.world import INTERNAL_PORT, ZONE, Host, World, canonical_set
+from tests.support.zones import rows_of_nodes
 
 QUIET_SECONDS: Final = 11_400.0
 """Longer than an update lease (5400 s) and then 80 % of an LLQ lease (5760 s): a record lapses, the event about it
@@ -55,10 +57,8 @@ class Journal:
             replayed = set(self._zones.get(served.id, ()))
             if memory != replayed:
                 note(f"zone and journal differ: {sorted(memory ^ replayed)}")
-            stored = {
-                _plain(RR(row.owner, row.rtype, row.ttl, row.rdata))
-                for row in world.store._data.records[served.id].values()
-            }
+            rows = rows_of_nodes(check_node(*name).decode() for name in world.store._data.nodes[served.id].values())
+            stored = {_plain(RR(*row[:4])) for row in rows.values()}
             stored.add(_plain(served.soa_rr()))
             if memory != stored:
                 note(f"zone and store differ: {sorted(memory ^ stored)}")

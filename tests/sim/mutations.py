@@ -21,11 +21,11 @@ async def acknowledge_first(writer: Any, pending: Any) -> None:
     """A mutation of `Writer.step`: what it commits is published and answered first."""
     batch = await writer._draft(pending)
     commits = writer._commits(batch)
-    writer._publish(batch)
+    writer._publish(batch, commits)
     await writer._reply(batch)
     await asyncio.sleep(10)
     if commits:
-        await writer._store.commit(commits)
+        await writer._store.commit(tuple(commits.values()))
 
 
 SHARED: Final[dict[str, Mutation]] = {

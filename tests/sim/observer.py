@@ -15,8 +15,9 @@ from protocol.message import Message, Record, decode
 from protocol.name import fold
 from protocol.rdata import canonical
 from protocol.serial import is_newer
-from server.zone.model import Change, RowKey
+from server.zone.model import Change
 from tests.support.simloop import Address
+from tests.support.zones import RowKey
 
 LONGEST_LEASE = 7200
 EVENT_SECONDS = 14.0 + 3.0

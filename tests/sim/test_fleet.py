@@ -19,11 +19,12 @@ from server.push.events import NOTHING
 from server.push.llq_machine import LlqMachine
 from server.push.survival import Survival
 from server.store.api import Subscriptions
-from server.zone.model import RR, Actor, Change, RowKey
+from server.zone.model import RR, Actor, Change
 from server.zone.node import RRset
 from tests.sim.fleet import life
 from tests.sim.fleet.truth import Truth
 from tests.sim.mutations import SHARED, Mutation, acknowledge_first, nothing, only_adds
+from tests.support.zones import RowKey
 
 SEEDS = int(os.environ.get("HOMING_FLEET_SEEDS", "2"))
 HOSTS = 60

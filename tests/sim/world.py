@@ -37,12 +37,14 @@ from server.config import ServerSettings
 from server.members import add_member
 from server.store.api import StoreError
 from server.store.memory import MemoryStore
-from server.zone.model import Change, RowKey, ZoneCommit
+from server.zone.model import Change, ZoneCommit
+from server.zone.node import check_node
 from tests.sim.internet import ClearLayer, Group, Internet, Lan, Tap
 from tests.sim.observer import Observer
 from tests.support.clock import START_UNIX, FakeClock
 from tests.support.entropy import SeededEntropy
 from tests.support.wire import Faults
+from tests.support.zones import RowKey, all_records, row_key, rows_of_nodes
 
 ZONE: Final = "members.example."
 SERVER: Final = "192.0.2.53"
@@ -317,8 +319,9 @@ class World:
         """Whether the server, or the store while it is down, has this record."""
         now = int(self.clock.lease())
         if self.server is None:
-            rows = self.store._data.records.values()
-            return any(key in table and (table[key].expires_at or now + 1) > now for table in rows)
+            names = [table[key.owner_key] for table in self.store._data.nodes.values() if key.owner_key in table]
+            rows = rows_of_nodes(check_node(*name).decode() for name in names)
+            return key in rows and (rows[key].expires_at or now + 1) > now
         zone = self.server.zones.enclosing(key.owner_key)
         rrset = zone.rrset(key.owner_key, key.rtype, now) if zone is not None else None
         return rrset is not None and key.rdata_key in canonical_set(key.rtype, rrset.rdatas)
@@ -517,7 +520,8 @@ async def inhabited(seed: int, internet: Internet, calm: Faults) -> AsyncIterato
             )
         await world.server.reload()
         await asyncio.sleep(1)
-        observer.permanent |= {key for table in world.store._data.records.values() for key in table}
+        for row in await world.store.load_zones():
+            observer.permanent |= {row_key(record) for record in await all_records(world.store, row.id)}
         for number in range(1, 1 + rng.randint(1, 2)):
             router = Router(number, internet.add_lan(number))
             router.lan.set_external_address(world.new_external_address())

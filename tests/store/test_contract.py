@@ -1,18 +1,19 @@
 """What every store does alike."""
 
 import asyncio
-import itertools
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 
+from protocol.constants import Type
 from protocol.name import from_text
 from protocol.tsig import MD5, SHA256, Key
 from server.policy_settings import rule_from_text
 from server.store import reading
 from server.store.api import (
     KeyRow,
-    LeaseMoved,
+    NodeMoved,
     Store,
     StoreError,
     SubscriptionChanges,
@@ -21,9 +22,9 @@ from server.store.api import (
     Superseded,
     TopicRow,
 )
-from server.zone.model import Renewal, StoredRR, ZoneCommit
+from server.zone.model import Renewal, StoredRR
 from tests.store.conftest import Opener
-from tests.support.zones import APEX, LONG_TEXT, SOA, aaaa, add_zone, all_records, commit_of, row_key
+from tests.support.zones import APEX, LONG_TEXT, SOA, aaaa, add_zone, all_records, commit_of, renewal_of, row_key
 
 MAC = aaaa("Mac.alice.members.example.", 1, 5000)
 NAS = aaaa("nas.bob.members.example.", 2)
@@ -38,7 +39,7 @@ async def test_a_zone_is_found_as_it_was_made(store: Store) -> None:
 
 async def test_a_commit_shows_in_records_serial_and_journal(store: Store) -> None:
     zone_id = await add_zone(store)
-    commit = commit_of(zone_id, 1, (MAC, NAS))
+    commit = await commit_of(store, zone_id, 1, (MAC, NAS))
     await store.commit([commit])
     assert (await store.load_zones())[0].serial == 2
     assert await all_records(store, zone_id) == [MAC, NAS]
@@ -48,17 +49,16 @@ async def test_a_commit_shows_in_records_serial_and_journal(store: Store) -> Non
 
 async def test_put_replaces_a_row_whole_and_delete_takes_it(store: Store) -> None:
     zone_id = await add_zone(store)
-    await store.commit([commit_of(zone_id, 1, (MAC, NAS))])
+    await store.commit([await commit_of(store, zone_id, 1, (MAC, NAS))])
     moved = MAC._replace(owner=from_text("MAC.alice.members.example."), ttl=4294967295, expires_at=None)
-    await store.commit([commit_of(zone_id, 2, (moved,), (NAS,))])
+    await store.commit([await commit_of(store, zone_id, 2, (moved,), (NAS,))])
     assert await all_records(store, zone_id) == [moved]
 
 
-async def test_leases_move_without_a_serial_and_for_present_rows_only(store: Store) -> None:
+async def test_leases_move_without_a_serial(store: Store) -> None:
     zone_id = await add_zone(store)
-    await store.commit([commit_of(zone_id, 1, (MAC,))])
-    leases = ((row_key(MAC), 9000), (row_key(NAS), 9000))
-    await store.commit([ZoneCommit(zone_id, 2, 2, (), (), leases, ())])
+    await store.commit([await commit_of(store, zone_id, 1, (MAC,))])
+    await store.commit([await renewal_of(store, zone_id, 2, [MAC._replace(expires_at=9000)])])
     assert await all_records(store, zone_id) == [MAC._replace(expires_at=9000)]
     assert (await store.load_zones())[0].serial == 2
     assert await store.changes_since(zone_id, 2) == []
@@ -67,7 +67,7 @@ async def test_leases_move_without_a_serial_and_for_present_rows_only(store: Sto
 async def test_a_new_soa_is_kept(store: Store) -> None:
     zone_id = await add_zone(store)
     soa = SOA[:-1] + b"\x07"
-    await store.commit([commit_of(zone_id, 1, soa=(soa, 300))])
+    await store.commit([await commit_of(store, zone_id, 1, soa=(soa, 300))])
     row = (await store.load_zones())[0]
     assert (row.serial, row.soa, row.soa_ttl) == (2, soa, 300)
 
@@ -75,41 +75,49 @@ async def test_a_new_soa_is_kept(store: Store) -> None:
 async def test_a_superseded_serial_rolls_back_every_zone_of_the_batch(store: Store) -> None:
     first = await add_zone(store)
     second = await add_zone(store, from_text("other.example."))
-    await store.commit([commit_of(second, 1, (NAS,))])
+    await store.commit([await commit_of(store, second, 1, (NAS,))])
     with pytest.raises(Superseded) as caught:
-        await store.commit([commit_of(first, 1, (MAC,)), commit_of(second, 1, (MAC,))])
+        await store.commit([await commit_of(store, first, 1, (MAC,)), await commit_of(store, second, 1, (MAC,))])
     assert caught.value.zone_id == second
     assert await all_records(store, first) == []
     assert [row.serial for row in await store.load_zones()] == [1, 2]
     assert len(await store.journal()) == 1
 
 
-async def test_what_is_to_lapse_lapses_unless_another_renewed_it(opener: Opener) -> None:
-    """The lease, not the serial, is compared: a renewal moves no serial, and is never lost to a lapse."""
+async def test_nobody_overwrites_what_another_wrote_unseen(opener: Opener) -> None:
+    """The node, not the serial alone, is compared: a renewal moves no serial, and no lapse or renewal loses it."""
     one, two = await opener(), await opener()
     zone_id = await add_zone(one)
-    await one.commit([commit_of(zone_id, 1, (MAC, NAS))])
-    gone = replace(commit_of(zone_id, 2), lapses=((row_key(MAC), 5000),))
-    await two.commit([ZoneCommit(zone_id, 2, 2, (), (), ((row_key(MAC), 9000),), ())])
-    with pytest.raises(LeaseMoved) as caught:
-        await one.commit([gone])
-    assert caught.value.zone_id == zone_id
-    with pytest.raises(LeaseMoved):
-        await one.commit([replace(gone, lapses=((row_key(NAS), 5000),))])  # permanent
-    assert await all_records(one, zone_id) == [MAC._replace(expires_at=9000), NAS]
+    txt = MAC._replace(rtype=Type.TXT, rdata=b"\x01x")
+    await one.commit([await commit_of(one, zone_id, 1, (MAC, txt, NAS))])
+    gone = await commit_of(one, zone_id, 2, (), (MAC, txt))
+    changed = await commit_of(one, zone_id, 2, (NAS._replace(ttl=90), MAC._replace(ttl=90)))
+    renewed = await renewal_of(one, zone_id, 2, [txt._replace(expires_at=8000)])
+    known = await commit_of(one, zone_id, 2, (MAC._replace(owner=from_text("new.members.example.")),))
+    await two.commit([await renewal_of(two, zone_id, 2, [MAC._replace(expires_at=9000)])])
+    for commit in (gone, changed, renewed):
+        with pytest.raises(NodeMoved) as caught:
+            await one.commit([commit])
+        assert caught.value.zone_id == zone_id
+    assert set(await all_records(one, zone_id)) == {MAC._replace(expires_at=9000), txt, NAS}
     assert len(await one.journal()) == 1
-    await one.commit([replace(gone, lapses=((row_key(MAC), 9000),))])
-    assert await all_records(two, zone_id) == [NAS]
+    await one.commit([known])
+    with pytest.raises(NodeMoved):
+        await one.commit([replace(known, serial_from=3, serial_to=4, changes=())])  # no longer new
+    both = [MAC._replace(expires_at=9000), txt._replace(expires_at=8000)]
+    await one.commit([await renewal_of(one, zone_id, 3, both)])
+    assert set(both) < set(await all_records(two, zone_id))
 
 
 async def test_leases_move_only_at_the_serial_they_were_read_at(opener: Opener) -> None:
     """Else a renewal that comes after another process's deletion would be acknowledged and be nothing."""
     one, two = await opener(), await opener()
     zone_id = await add_zone(one)
-    await one.commit([commit_of(zone_id, 1, (MAC,))])
-    await two.commit([commit_of(zone_id, 2, (), (MAC,))])
+    await one.commit([await commit_of(one, zone_id, 1, (MAC,))])
+    renewed = await renewal_of(one, zone_id, 2, [MAC._replace(expires_at=9000)])
+    await two.commit([await commit_of(two, zone_id, 2, (), (MAC,))])
     with pytest.raises(Superseded):
-        await one.commit([ZoneCommit(zone_id, 2, 2, (), (), ((row_key(MAC), 9000),), ())])
+        await one.commit([renewed])
 
 
 async def test_the_journal_is_pruned_from_its_oldest_end_by_age_and_size(store: Store) -> None:
@@ -117,8 +125,8 @@ async def test_the_journal_is_pruned_from_its_oldest_end_by_age_and_size(store: 
     second = await add_zone(store, from_text("other.example."))
     assert await store.journal_span() == (0, 0)
     for serial in range(1, 11):  # made at 1001, 1001, 1002, 1002, ...
-        await store.commit([commit_of(first, serial)])
-        await store.commit([commit_of(second, serial)])
+        await store.commit([await commit_of(store, first, serial)])
+        await store.commit([await commit_of(store, second, serial)])
     low, high = await store.journal_span()
     assert await store.prune(before=0, keep=100, limit=100) == 0
     assert await store.prune(before=1003, keep=100, limit=3) == 3, "in bounded steps"
@@ -131,7 +139,7 @@ async def test_the_journal_is_pruned_from_its_oldest_end_by_age_and_size(store: 
         assert [change.serial_from for change in await store.changes_since(zone_id, 8) or ()] == [8, 9, 10]
     assert await store.prune(before=2000, keep=6, limit=100) == 6
     assert (await store.journal_span(), await store.changes_since(first, 11)) == ((0, 0), [])
-    await store.commit([commit_of(first, 11)])
+    await store.commit([await commit_of(store, first, 11)])
     assert (await store.journal_span())[0] > high, "ids only grow"
 
 
@@ -140,30 +148,35 @@ async def test_two_stores_renew_the_same_names_in_opposite_orders(opener: Opener
     one, two = await opener(), await opener()
     zone_id = await add_zone(one)
     records = [aaaa(f"h{number}.members.example.", number, 5000) for number in range(300)]
-    await one.commit([commit_of(zone_id, 1, tuple(records))])
+    await one.commit([await commit_of(one, zone_id, 1, tuple(records))])
 
-    def renewed(order: list[StoredRR], at: int) -> ZoneCommit:
-        rows = [row_key(record) for record in order]
-        renewals = tuple(Renewal(row.owner_key, at, "k.", "") for row in rows)
-        return ZoneCommit(zone_id, 2, 2, (), (), tuple((row, at) for row in rows), (), renewals=renewals)
+    async def renew(store: Store, order: list[StoredRR], at: int) -> None:
+        ends = [record._replace(expires_at=at) for record in order]
+        with suppress(NodeMoved):  # who comes second knows the names as they were
+            await store.commit([await renewal_of(store, zone_id, 2, ends, Renewal(at, "k.", ""))])
 
     for at in range(6000, 6010):
-        await asyncio.gather(one.commit([renewed(records, at)]), two.commit([renewed(records[::-1], at)]))
+        await asyncio.gather(renew(one, records, at), renew(two, records[::-1], at))
     assert {record.expires_at for record in await all_records(one, zone_id)} == {6009}
 
 
 async def test_the_last_renewal_of_a_name_is_kept_until_it_is_old(store: Store) -> None:
     zone_id = await add_zone(store)
-    await store.commit([commit_of(zone_id, 1, (MAC,))])
+    await store.commit([await commit_of(store, zone_id, 1, (MAC,))])
     owner = row_key(MAC).owner_key
     assert await store.renewal(zone_id, owner) is None
     for at in (2000, 3000):
-        renewal = Renewal(owner, at, "alice.members.example.", f"192.0.2.{at // 1000}")
-        leases = ((row_key(MAC), at + 3600),)
-        await store.commit([ZoneCommit(zone_id, 2, 2, (), (), leases, (), renewals=(renewal,))])
+        renewal = Renewal(at, "alice.members.example.", f"192.0.2.{at // 1000}")
+        await store.commit([await renewal_of(store, zone_id, 2, [MAC._replace(expires_at=at + 3600)], renewal)])
     assert await store.renewal(zone_id, owner) == renewal
-    await store.commit([commit_of(zone_id, 2, (), (MAC,))])
+    await store.commit([await commit_of(store, zone_id, 2, (MAC._replace(ttl=90, expires_at=6600),))])
+    assert await store.renewal(zone_id, owner) == renewal, "a change is no renewal"
+    assert await store.forget_renewals(9000) == 0, "the name is there"
+    await store.commit([await commit_of(store, zone_id, 3, (), (MAC,))])
     assert await store.renewal(zone_id, owner) == renewal, "who let it lapse is asked afterwards"
+    await store.commit([await commit_of(store, zone_id, 4, (MAC,))])
+    await store.commit([await commit_of(store, zone_id, 5, (), (MAC,))])
+    assert await store.renewal(zone_id, owner) == renewal
     assert await store.forget_renewals(3000) == 0
     assert await store.forget_renewals(3001) == 1
     assert await store.renewal(zone_id, owner) is None
@@ -178,11 +191,11 @@ async def test_what_is_remembered_is_found_again(opener: Opener) -> None:
 
 async def test_a_removed_zone_is_superseded_and_leaves_nothing(store: Store) -> None:
     zone_id = await add_zone(store)
-    await store.commit([commit_of(zone_id, 1, (MAC,))])
+    await store.commit([await commit_of(store, zone_id, 1, (MAC,))])
     async with store.transaction() as transaction:
         await transaction.remove_zone(zone_id)
     with pytest.raises(Superseded):
-        await store.commit([commit_of(zone_id, 2, (NAS,))])
+        await store.commit([await commit_of(store, zone_id, 2, (NAS,))])
     assert await store.load_zones() == []
     assert await all_records(store, zone_id) == []
     assert await store.journal() == []
@@ -203,8 +216,8 @@ async def test_two_stores_that_read_one_serial_do_not_both_move_it(opener: Opene
     zone_id = await add_zone(one)
     for serial in range(1, 11):
         results = await asyncio.gather(
-            one.commit([commit_of(zone_id, serial, (aaaa("a.members.example.", serial),))]),
-            two.commit([commit_of(zone_id, serial, (aaaa("b.members.example.", serial),))]),
+            one.commit([await commit_of(one, zone_id, serial, (aaaa("a.members.example.", serial),))]),
+            two.commit([await commit_of(two, zone_id, serial, (aaaa("b.members.example.", serial),))]),
             return_exceptions=True,
         )
         assert sorted(type(result) for result in results if result is not None) == [Superseded]
@@ -219,19 +232,20 @@ async def test_generation_moves_for_others_only(opener: Opener) -> None:
     one, two = await opener(), await opener()
     zone_id = await add_zone(one)
     seen_by_one, seen_by_two = await one.generation(), await two.generation()
-    await one.commit([commit_of(zone_id, 1, (MAC,))])
+    await one.commit([await commit_of(one, zone_id, 1, (MAC,))])
     assert await one.generation() == seen_by_one
     assert await two.generation() != seen_by_two
-    await two.commit([commit_of(zone_id, 2, (NAS,))])
+    await two.commit([await commit_of(two, zone_id, 2, (NAS,))])
     assert await one.generation() != seen_by_one
 
 
 async def test_nodes_come_by_folded_owner_and_only_those_asked_for(store: Store) -> None:
     zone_id = await add_zone(store)
     many = tuple(aaaa(f"h{number}.alice.members.example.", number) for number in range(1200))
-    await store.commit([commit_of(zone_id, 1, (MAC, NAS, *many))])
+    await store.commit([await commit_of(store, zone_id, 1, (MAC, NAS, *many))])
     wanted = [from_text("mac.alice.members.example."), from_text("none.members.example.")]
-    assert await store.load_nodes(zone_id, wanted) == {wanted[0]: [MAC]}
+    found = await store.load_nodes(zone_id, wanted)
+    assert {owner: list(node.records()) for owner, node in found.items()} == {wanted[0]: [MAC]}
     assert len(await store.load_nodes(zone_id, [record.owner for record in many])) == 1200
     assert await store.load_nodes(zone_id, []) == {}
 
@@ -248,9 +262,9 @@ async def test_a_subtree_is_cut_at_labels(store: Store) -> None:
         "alicf.members.example.",
     )
     records = tuple(aaaa(name, number) for number, name in enumerate((*inside, *outside)))
-    await store.commit([commit_of(zone_id, 1, records)])
+    await store.commit([await commit_of(store, zone_id, 1, records)])
     found = await store.load_subtree(zone_id, from_text("alice.members.example."))
-    assert {owner: rows[0] for owner, rows in found.items()} == {
+    assert {owner: next(node.records()) for owner, node in found.items()} == {
         from_text(name).lower(): record for name, record in zip(inside, records, strict=False)
     }
 
@@ -260,31 +274,27 @@ async def test_records_come_in_canonical_order(store: Store) -> None:
     ordered = ["members.example.", "a.members.example.", "yljkjljk.a.members.example.", "z.a.members.example."]
     ordered += ["\\001.z.members.example.", "*.z.members.example.", "\\200.z.members.example."]  # RFC 4034 §6.1
     records = tuple(aaaa(name, 1) for name in ordered)
-    await store.commit([commit_of(zone_id, 1, records[::-1])])
+    await store.commit([await commit_of(store, zone_id, 1, records[::-1])])
     assert await all_records(store, zone_id) == list(records)
 
 
-async def test_lists_of_records_never_split_an_owner(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "CHUNK_RECORDS", 5)
-    zone_id = await add_zone(store)
-    counts = (3, 3, 1, 12, 5, 2)
-    records = tuple(
-        aaaa(f"{chr(97 + index)}.members.example.", number)
-        for index, count in enumerate(counts)
-        for number in range(count)
-    )
-    await store.commit([commit_of(zone_id, 1, records)])
-    lists = [rows async for rows in store.load_records(zone_id)]
-    assert [record for rows in lists for record in rows] == list(records)
-    for before, after in itertools.pairwise(lists):
-        assert before[-1].owner != after[0].owner
+async def test_a_zone_comes_in_lists(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "CHUNK_NODES", 5)
+    zone_id = await add_zone(store, from_text("."))
+    for count in (1, 4, 5, 6, 11):
+        names = [".", *(f"{chr(97 + number)}.members.example." for number in range(count - 1))]
+        present = await all_records(store, zone_id)
+        records = [aaaa(name, number) for number, name in enumerate(names)]
+        fresh = tuple(record for record in records if record not in present)
+        await store.commit([await commit_of(store, zone_id, (await store.load_zones())[0].serial, fresh)])
+        assert await all_records(store, zone_id) == records
 
 
 async def test_long_rdata_is_told_apart(store: Store) -> None:
     zone_id = await add_zone(store)
     texts = [StoredRR(APEX, 16, 60, LONG_TEXT * 30 + bytes((1, number)), None) for number in range(3)]
-    await store.commit([commit_of(zone_id, 1, tuple(texts))])
-    await store.commit([commit_of(zone_id, 2, (), (texts[1],))])
+    await store.commit([await commit_of(store, zone_id, 1, tuple(texts))])
+    await store.commit([await commit_of(store, zone_id, 2, (), (texts[1],))])
     assert {record.rdata for record in await all_records(store, zone_id)} == {texts[0].rdata, texts[2].rdata}
 
 
@@ -292,8 +302,8 @@ async def test_the_journal_pages_and_knows_how_far_it_reaches(store: Store) -> N
     zone_id = await add_zone(store)
     other = await add_zone(store, from_text("other.example."))
     for serial in range(1, 8):
-        await store.commit([commit_of(zone_id, serial, (aaaa("a.members.example.", serial),))])
-    await store.commit([commit_of(other, 1, (NAS,))])
+        await store.commit([await commit_of(store, zone_id, serial, (aaaa("a.members.example.", serial),))])
+    await store.commit([await commit_of(store, other, 1, (NAS,))])
     first = await store.journal(limit=3, zone_id=zone_id)
     rest = await store.journal(after=first[-1].id, zone_id=zone_id)
     assert [row.change.serial_from for row in (*first, *rest)] == list(range(1, 8))
@@ -306,8 +316,8 @@ async def test_the_journal_pages_and_knows_how_far_it_reaches(store: Store) -> N
 
 async def test_a_zone_replays_from_its_journal(store: Store) -> None:
     zone_id = await add_zone(store)
-    await store.commit([commit_of(zone_id, 1, (MAC, NAS))])
-    await store.commit([commit_of(zone_id, 2, (MAC._replace(ttl=5),), (MAC,))])
+    await store.commit([await commit_of(store, zone_id, 1, (MAC, NAS))])
+    await store.commit([await commit_of(store, zone_id, 2, (MAC._replace(ttl=5),), (MAC,))])
     records = set()
     for change in await store.changes_since(zone_id, 1) or ():
         records -= set(change.removed[1:])
@@ -427,13 +437,13 @@ async def test_a_transaction_that_raises_leaves_nothing(store: Store) -> None:
     zone_id = await add_zone(store)
     with pytest.raises(ValueError, match="stop"):
         async with store.transaction() as transaction:
-            await transaction.apply([commit_of(zone_id, 1, (MAC,))])
+            await transaction.apply([await commit_of(transaction, zone_id, 1, (MAC,))])
             await transaction.set_meta("service", "x")
             assert [row.serial for row in await transaction.load_zones()] == [2]
             raise ValueError("stop")
     assert await all_records(store, zone_id) == []
     assert await store.meta("service") is None
-    await store.commit([commit_of(zone_id, 1, (MAC,))])
+    await store.commit([await commit_of(store, zone_id, 1, (MAC,))])
 
 
 async def test_meta_is_replaced(store: Store) -> None:
@@ -448,8 +458,8 @@ async def test_reading_sees_one_moment(store: Store, opener: Opener) -> None:
     zone_id = await add_zone(store)
     async with store.reading() as reader:
         assert (await reader.load_zones())[0].serial == 1
-        await other.commit([commit_of(zone_id, 1, (MAC,))])
-        assert [rows async for rows in reader.load_records(zone_id)] == []
+        await other.commit([await commit_of(other, zone_id, 1, (MAC,))])
+        assert await all_records(reader, zone_id) == []
         assert (await reader.load_zones())[0].serial == 1
     assert await all_records(store, zone_id) == [MAC]
 
@@ -457,7 +467,8 @@ async def test_reading_sees_one_moment(store: Store, opener: Opener) -> None:
 async def test_a_cancelled_commit_runs_to_its_end(store: Store) -> None:
     zone_id = await add_zone(store)
     for serial in range(1, 9):
-        task = asyncio.create_task(store.commit([commit_of(zone_id, serial, (aaaa("a.members.example.", serial),))]))
+        commit = await commit_of(store, zone_id, serial, (aaaa("a.members.example.", serial),))
+        task = asyncio.create_task(store.commit([commit]))
         for _ in range(serial):
             await asyncio.sleep(0)
         task.cancel()
@@ -472,7 +483,7 @@ async def test_a_cancelled_transaction_leaves_nothing_and_the_store_works_on(sto
 
     async def hold() -> None:
         async with store.transaction() as transaction:
-            await transaction.apply([commit_of(zone_id, 1, (MAC,))])
+            await transaction.apply([await commit_of(transaction, zone_id, 1, (MAC,))])
             entered.set()
             await asyncio.sleep(3600)
 
@@ -481,7 +492,7 @@ async def test_a_cancelled_transaction_leaves_nothing_and_the_store_works_on(sto
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await store.commit([commit_of(zone_id, 1, (NAS,))])
+    await store.commit([await commit_of(store, zone_id, 1, (NAS,))])
     assert await all_records(store, zone_id) == [NAS]
 
 

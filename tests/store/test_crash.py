@@ -9,7 +9,7 @@ from server.store.sql import SqlStore
 from tests.support.zones import aaaa, add_zone, all_records, commit_of
 
 ROOT = Path(__file__).parents[2]
-STATEMENTS = 55  # BEGIN, serial, delete, 50 puts, journal, COMMIT
+STATEMENTS = 56  # BEGIN, serial, its renewal kept, delete, 50 inserts, journal, COMMIT
 
 
 async def _commit_in_child(url: str, fatal_statement: int) -> bool:
@@ -29,7 +29,7 @@ async def test_a_kill_leaves_the_old_state_or_the_new(tmp_path: Path) -> None:
     store = await SqlStore.open(url)
     zone_id = await add_zone(store)
     old = aaaa("old.members.example.", 1)
-    await store.commit([commit_of(zone_id, 1, (old,))])
+    await store.commit([await commit_of(store, zone_id, 1, (old,))])
     await store.close()
     for fatal_statement in (3, 4, 30, STATEMENTS, STATEMENTS + 1):
         is_acknowledged = await _commit_in_child(url, fatal_statement)

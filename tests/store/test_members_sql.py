@@ -9,6 +9,7 @@ from server.keys import ensure_admin_key
 from server.operation import Service
 from server.store.sql import SqlStore
 from tests.store.conftest import Opener
+from tests.support.zones import all_records
 
 ZONE = from_text("members.example.")
 SERVICE = Service(ZONE, NameServer(from_text("ns.members.example."), ("192.0.2.1",), 53, 853))
@@ -36,12 +37,12 @@ async def test_the_command_lines_work_is_noticed_and_followed(opener: Opener) ->
 async def test_a_member_removed_while_the_server_ran_is_gone_from_it(opener: Opener) -> None:
     server, command_line = await opener(), await opener()
     zone = await members.ensure_service_zone(server, SERVICE, now=1000)
-    before = [rows async for rows in server.load_records(zone.id)]
+    before = await all_records(server, zone.id)
     await members.add_member(command_line, "alice", private=False, now=1001)
     await members.add_member(command_line, "bob", private=True, now=1001)
     for name in ("alice", "bob"):
         await members.remove_member(command_line, name, now=1002)
-    assert [rows async for rows in server.load_records(zone.id)] == before
+    assert await all_records(server, zone.id) == before
     assert await server.keys() == []
     assert len(await server.load_zones()) == 1
 

@@ -10,7 +10,6 @@ from server.store.packing import (
     order_key,
     pack_items,
     pack_rrs,
-    stored_rdata_key,
     subtree_bounds,
     unpack_items,
     unpack_rrs,
@@ -58,17 +57,6 @@ def test_a_subtree_lies_between_its_bounds(name: bytes, ancestor: bytes) -> None
     for candidate in (name, name[:-1] + ancestor if len(name) + len(ancestor) < 255 else name):
         low, high = subtree_bounds(ancestor)
         assert (low <= order_key(candidate) < high) == is_at_or_below(candidate, ancestor)
-
-
-@given(st.binary(max_size=600), st.binary(max_size=600))
-def test_long_rdata_keeps_its_own_key(one: bytes, two: bytes) -> None:
-    assert (stored_rdata_key(one) == stored_rdata_key(two)) == (one == two)
-    assert len(stored_rdata_key(one)) <= 257
-
-
-def test_a_digest_key_is_no_short_rdata() -> None:
-    long = bytes(300)
-    assert stored_rdata_key(stored_rdata_key(long)) != stored_rdata_key(long)
 
 
 def test_items_come_back_and_equal_sets_are_equal_octets() -> None:

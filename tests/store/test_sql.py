@@ -1,8 +1,11 @@
 """What only the SQL store has: files, master key, pragmas, plain errors."""
 
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
+import asyncpg
 import pytest
 from sqlalchemy import text
 
@@ -10,8 +13,8 @@ from protocol.name import from_text
 from protocol.tsig import SHA256, Key
 from server.store.api import KeyRow, StoreError
 from server.store.sealing import Sealer, Secret, load_master_key
-from server.store.sql import SqlStore, parse_url
-from tests.support.zones import aaaa, add_zone, commit_of
+from server.store.sql import SqlStore, _plain_errors, parse_url
+from tests.support.zones import aaaa, add_zone, all_records, commit_of
 
 NAME = from_text("alice.members.example.")
 
@@ -106,13 +109,36 @@ async def test_a_locked_database_is_a_store_error_and_the_store_works_on(
     url = f"sqlite:///{tmp_path}/homing.db"
     one, two = await SqlStore.open(url), await SqlStore.open(url)
     zone_id = await add_zone(one)
-    commit = commit_of(zone_id, 1, (aaaa("a.members.example.", 1),))
+    commit = await commit_of(one, zone_id, 1, (aaaa("a.members.example.", 1),))
     async with one.transaction():
         with pytest.raises(StoreError, match="locked"):
             await two.commit([commit])
     await two.commit([commit])
     await one.close()
     await two.close()
+
+
+def test_an_error_of_the_driver_itself_is_one_plain_line() -> None:
+    with (
+        pytest.raises(StoreError, match=r"^database postgresql.*: deadlock$"),
+        _plain_errors(parse_url("postgres:///x")),
+    ):
+        raise asyncpg.PostgresError("deadlock\nmore")
+
+
+async def test_a_damaged_row_is_one_plain_line(tmp_path: Path) -> None:
+    path = tmp_path / "homing.db"
+    store = await SqlStore.open(f"sqlite:///{path}")
+    zone_id = await add_zone(store)
+    await store.commit([await commit_of(store, zone_id, 1, (aaaa("a.members.example.", 1),))])
+    for column, value in (("data", b"\2"), ("data", b"\1\0"), ("owner", b"\1a"), ("owner", "a")):
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute(f"UPDATE node SET {column} = ?", (value,))
+        for read in (all_records(store, zone_id), store.load_subtree(zone_id, from_text("members.example."))):
+            with pytest.raises(StoreError, match="is damaged at") as caught:
+                await read
+            assert "\n" not in str(caught.value)
+    await store.close()
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o777])

@@ -31,13 +31,15 @@ from server.peer import Peer
 from server.reply import Reply
 from server.request import Authenticated
 from server.response_limit import ResponseLimiter, ResponseLimits
-from server.store.api import LeaseMoved, StoreError, Superseded, ZoneRow
+from server.store.api import NodeMoved, StoreError, Superseded, ZoneRow
+from server.store.packing import checked_nodes, decoded_nodes
 from server.writer import Writer
 from server.zone.leases import LeaseQueue
-from server.zone.model import RR, Change, RowKey, StoredRR, ZoneCommit
-from server.zone.node import node_from_records
+from server.zone.model import RR, Change, StoredRR, ZoneCommit
+from server.zone.node import Node, StoredNode, encode_node
 from server.zone.zone import Zone, Zones
 from tests.support import simloop
+from tests.support.zones import Rows, rows_of_nodes, stored_nodes
 
 _T = TypeVar("_T")
 
@@ -80,7 +82,7 @@ def zone_of_records(
 ) -> Zone:
     """A zone in memory; records of one owner need not stand together."""
     zone = Zone(zone_id, fold(name(apex)), serial, soa_rdata(serial, minimum), soa_ttl, member_id)
-    zone.load(sorted(records, key=lambda record: fold(record.owner)))
+    zone.load(stored_nodes(records))
     return zone
 
 
@@ -286,19 +288,16 @@ class LoopClock(ManualClock):
         self._start += value - self.now
 
 
-Rows = dict[RowKey, StoredRR]
-
-
 @dataclass
 class TableStore:
-    """The rows, serials and journal of zones, strict about what a ZoneCommit may say; fails on demand.
+    """The nodes, serials and journal of zones, strict about what a ZoneCommit may say; fails on demand.
 
     `failures` are raised by the next commits, one each (None: that one works), `read_failures` by the
     next reads of zones. It does no more than the writer needs.
     """
 
     zones: dict[int, ZoneRow] = field(default_factory=dict)
-    rows: dict[int, Rows] = field(default_factory=dict)
+    nodes: dict[int, dict[bytes, tuple[bytes, bytes]]] = field(default_factory=dict)  # owner and data by folded owner
     journal: dict[int, list[Change]] = field(default_factory=dict)
     commits: list[ZoneCommit] = field(default_factory=list)
     failures: list[StoreError | None] = field(default_factory=list)
@@ -312,8 +311,20 @@ class TableStore:
         self.zones[zone.id] = ZoneRow(
             zone.id, zone.apex, kind, zone.member_id, zone.serial, zone.soa_template, zone.soa_ttl
         )
-        self.rows[zone.id] = rows_of(zone)
+        self.nodes[zone.id] = {}
+        for key in zone.nodes:
+            node = zone.node(key)
+            assert node is not None
+            self.nodes[zone.id][key] = node.owner, encode_node(node)
         self.journal[zone.id] = []
+
+    @property
+    def rows(self) -> dict[int, Rows]:
+        """The records of each zone."""
+        return {
+            zone_id: rows_of_nodes(node.decode() for node in checked_nodes(zone_id, nodes.values()))
+            for zone_id, nodes in self.nodes.items()
+        }
 
     async def commit(self, commits: Sequence[ZoneCommit]) -> None:
         if self.before_commit is not None:
@@ -325,28 +336,25 @@ class TableStore:
             row = self.zones.get(commit.zone_id)
             if row is None or row.serial != commit.serial_from:
                 raise Superseded(commit.zone_id)
-            for key, at in commit.lapses:
-                found = self.rows[commit.zone_id][key].expires_at
-                if found is None or found > at:
-                    raise LeaseMoved(commit.zone_id)
+            for change in commit.nodes:
+                if self.nodes[commit.zone_id].get(change.key, (b"", None))[1] != change.before:
+                    raise NodeMoved(commit.zone_id)
         for commit in commits:
             self._apply(commit)
         self.commits.extend(commits)
 
     def _apply(self, commit: ZoneCommit) -> None:
-        rows = self.rows[commit.zone_id]
-        lapses = [key for key, _ in commit.lapses]
-        touched = [*commit.deletes, *lapses, *(key for key, _ in commit.puts), *(key for key, _ in commit.leases)]
-        assert len(touched) == len(set(touched)), "a row stands twice in one commit"
-        assert touched or commit.changes, "a commit of nothing"
-        for key in (*commit.deletes, *lapses):
-            del rows[key]
-        for key, record in commit.puts:
-            assert key == RowKey(fold(record.owner), record.rtype, canonical(record.rtype, record.rdata))
-            rows[key] = record
-        for key, expires_at in commit.leases:
-            assert rows[key].expires_at != expires_at, "a lease that does not move"
-            rows[key] = rows[key]._replace(expires_at=expires_at)
+        nodes = self.nodes[commit.zone_id]
+        keys = [change.key for change in commit.nodes]
+        assert len(keys) == len(set(keys)), "a name stands twice in one commit"
+        assert keys or commit.changes, "a commit of nothing"
+        for key, owner, before, after, _ in commit.nodes:
+            assert key == fold(owner)
+            assert before != after, "a node that does not change"
+            if after is None:
+                del nodes[key]
+            else:
+                nodes[key] = owner, after
         serial = commit.serial_from
         for change in commit.changes:
             assert change.serial_from == serial != change.serial_to
@@ -369,18 +377,14 @@ class TableStore:
             raise self.read_failures.pop(0)
         return list(self.zones.values())
 
-    async def load_records(self, zone_id: int) -> AsyncIterator[list[StoredRR]]:
+    async def load_zone(self, zone_id: int) -> AsyncIterator[list[StoredNode]]:
         if self.before_load is not None:
             await self.before_load()
-        yield sorted(self.rows[zone_id].values(), key=lambda record: fold(record.owner))
+        yield checked_nodes(zone_id, (row for _, row in sorted(self.nodes[zone_id].items())))
 
-    async def load_nodes(self, zone_id: int, owners: Iterable[bytes]) -> dict[bytes, list[StoredRR]]:
-        wanted = set(owners)
-        found: dict[bytes, list[StoredRR]] = {}
-        for key, record in self.rows[zone_id].items():
-            if key.owner_key in wanted:
-                found.setdefault(key.owner_key, []).append(record)
-        return found
+    async def load_nodes(self, zone_id: int, owners: Iterable[bytes]) -> dict[bytes, Node]:
+        rows = self.nodes[zone_id]
+        return decoded_nodes(zone_id, (rows[owner] for owner in set(owners) if owner in rows))
 
     async def changes_since(self, zone_id: int, serial: int) -> list[Change] | None:
         journal = self.journal[zone_id]
@@ -393,26 +397,14 @@ class TableStore:
 
 
 def rows_of(zone: Zone) -> Rows:
-    """The rows a store holds for a zone as it stands."""
-    rows: Rows = {}
-    for owner_key in zone.nodes:
-        node = zone.node(owner_key)
-        assert node is not None
-        for rrset in node.rrsets.values():
-            for data, at in zip(rrset.rdatas, rrset.expires, strict=True):
-                row = RowKey(owner_key, rrset.rtype, canonical(rrset.rtype, data))
-                rows[row] = StoredRR(node.owner, rrset.rtype, rrset.ttl, data, at or None)
-    return rows
+    """The records a store holds for a zone as it stands."""
+    return rows_of_nodes(node for node in map(zone.node, zone.nodes) if node is not None)
 
 
 def rebuild(row: ZoneRow, rows: Rows) -> Zone:
     """A zone in memory from rows, as a restart would."""
     zone = Zone(row.id, row.apex, row.serial, row.soa, row.soa_ttl, row.member_id)
-    by_owner: dict[bytes, list[StoredRR]] = {}
-    for record in rows.values():
-        by_owner.setdefault(fold(record.owner), []).append(record)
-    for owner_key, records in by_owner.items():
-        zone.put(owner_key, node_from_records(records))
+    zone.load(stored_nodes(rows.values()))
     return zone
 
 

@@ -23,7 +23,7 @@ async def main(url: str, fatal_statement: int) -> None:
     await (await store._driver()).set_trace_callback(count)
     old = aaaa("old.members.example.", 1)
     new = tuple(aaaa(f"new{number}.members.example.", number) for number in range(50))
-    await store.commit([commit_of(zone_id, 2, new, (old,))])
+    await store.commit([await commit_of(store, zone_id, 2, new, (old,))])
     print("committed", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 

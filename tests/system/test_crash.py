@@ -27,6 +27,8 @@ from protocol.edns import Opt, UpdateLease
 from protocol.message import Question, encode
 from protocol.name import from_text, to_text
 from protocol.tsig import Key, algorithm_from_text, sign
+from server.zone.model import StoredRR
+from tests.support.databases import edit_leases, records_in
 from tests.support.processes import Running, homing, server_config, start
 
 ZONE = "members.example"
@@ -56,8 +58,13 @@ class Service:
             return connection.execute(sql, values).fetchall()
 
     def expiry(self, name: str) -> int:
-        ((expires_at,),) = self.rows("SELECT expires_at FROM record WHERE owner = ?", from_text(name))
-        return int(expires_at)
+        (expires_at,) = [record.expires_at for record in self.records() if record.owner == from_text(name)]
+        assert expires_at is not None
+        return expires_at
+
+    def records(self) -> list[StoredRR]:
+        with closing(sqlite3.connect(self.directory / DATABASE, timeout=5)) as connection:
+            return records_in(connection)
 
 
 def service(directory: Path) -> Service:
@@ -113,7 +120,9 @@ def test_a_lease_that_ended_meanwhile_is_gone_before_the_first_answer(tmp_path: 
     serial = int(home.rows("SELECT serial FROM zone")[0][0])
     entry = int(home.rows("SELECT max(id) FROM change")[0][0])
     gone = from_text(f"gone.alice.{ZONE}")
-    home.rows("UPDATE record SET expires_at = ? WHERE owner = ?", int(time.time()) - 3600, gone)
+    with closing(sqlite3.connect(home.directory / DATABASE)) as connection, connection:
+        past = int(time.time()) - 3600
+        edit_leases(connection, lambda record: past if record.owner == gone else record.expires_at)
     with start("serve", home.config) as running:
         assert answer(running, f"gone.alice.{ZONE}") == (-1, [])
         assert answer(running, f"stays.alice.{ZONE}") == (60, ["192.0.2.2"])
@@ -123,7 +132,7 @@ def test_a_lease_that_ended_meanwhile_is_gone_before_the_first_answer(tmp_path: 
     lapses = [found for found in entries if found[0] == "lapse"]
     assert len(lapses) == 1
     assert gone in lapses[0][1] and gone not in lapses[0][2]
-    assert home.rows("SELECT * FROM record WHERE owner = ?", gone) == []
+    assert gone not in {record.owner for record in home.records()}
     assert home.rows("SELECT serial FROM zone")[0][0] == entries[-1][3]
 
 
@@ -195,7 +204,7 @@ def test_killed_at_any_moment_nothing_acknowledged_is_lost(tmp_path: Path) -> No
     chain = home.rows("SELECT serial_from, serial_to FROM change WHERE serial_from > 0 ORDER BY id")
     assert all(first[1] == second[0] for first, second in pairwise(chain))
     assert home.rows("SELECT serial FROM zone") == [(chain[-1][1],)]
-    assert len(home.rows("SELECT 1 FROM record WHERE expires_at IS NOT NULL")) >= len(stream.acknowledged)
+    assert sum(record.expires_at is not None for record in home.records()) >= len(stream.acknowledged)
     assert home.rows("PRAGMA integrity_check") == [("ok",)]
 
 

@@ -24,6 +24,7 @@ from homing import journal
 from server.config import JournalSettings
 from server.pruning import prune_once
 from server.store.sql import SqlStore
+from tests.support.databases import edit_leases
 from tests.support.processes import HOMING, READY_SECONDS, Finished, Running, homing_here, lines, server_config, start
 
 ZONE = "members.example."
@@ -85,7 +86,7 @@ def test_a_record_added_renewed_moved_and_lapsed(run: Run, config: Path) -> None
         leased = run("history", "mac.alice")
     assert "; lease ends in 3" in leased.out
     with sqlite3.connect(config.with_name("homing.db")) as connection:
-        connection.execute("UPDATE record SET expires_at = 1 WHERE expires_at IS NOT NULL")
+        edit_leases(connection, lambda record: record.expires_at and 1)
     with start("serve", config):
         pass
 
@@ -147,7 +148,7 @@ def test_undo_shows_asks_and_is_a_change_like_others(run: Run, put: Callable[[st
     put("a 60 A 192.0.2.1\nb 60 A 192.0.2.1\nb 60 A 192.0.2.2\nt 60 TXT x\n")
     serial = put("a 60 A 192.0.2.9\nb 90 A 192.0.2.1\nb 90 A 192.0.2.2\n")
     with sqlite3.connect(config.with_name("homing.db")) as connection:
-        connection.execute("UPDATE record SET expires_at = 4000000000 WHERE ttl = 90")
+        edit_leases(connection, lambda record: 4_000_000_000 if record.ttl == 90 else None)
     shown = run("undo", str(serial))
     assert (shown.code, shown.err) == (2, "homing: there is no terminal to ask on: say --yes\n")
     wanted = [

@@ -23,6 +23,7 @@ from server.store.api import Reader, ZoneRow
 from server.store.sql import SqlStore
 from server.zone.model import RR
 from tests.support.processes import Running, homing_here, start_server
+from tests.support.zones import all_records
 
 ZONE = "members.example."
 Identity = tuple[bytes, int, bytes]
@@ -57,10 +58,9 @@ async def replayed(reader: Reader, zone: ZoneRow) -> dict[Identity, tuple[int, b
 async def stored(reader: Reader, zone: ZoneRow) -> dict[Identity, tuple[int, bytes]]:
     soa = RR(zone.apex, Type.SOA, zone.soa_ttl, soa_with_serial(zone.soa, zone.serial))
     held = {identity(soa): (soa.ttl, soa.rdata)}
-    async for rows in reader.load_records(zone.id):
-        for row in rows:
-            rr = RR(*row[:4])
-            held[identity(rr)] = (rr.ttl, rr.rdata)
+    for row in await all_records(reader, zone.id):
+        rr = RR(*row[:4])
+        held[identity(rr)] = (rr.ttl, rr.rdata)
     return held
 
 

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import pytest
 
+from tests.support.databases import records_in
 from tests.support.foreign import LabProcess, start_lab, status
 from tests.support.processes import HOMING, STOP_SECONDS, homing
 
@@ -101,7 +102,7 @@ def assert_machines(lab: LabProcess) -> None:
 
 def leased_records(lab: LabProcess) -> int:
     with closing(sqlite3.connect(lab.facts["database"])) as connection:
-        return int(connection.execute("SELECT count(*) FROM record WHERE expires_at IS NOT NULL").fetchone()[0])
+        return sum(record.expires_at is not None for record in records_in(connection))
 
 
 def test_a_state_directory_may_have_any_name(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ import dns.zone
 import pytest
 
 from homing import zone_import
+from protocol.constants import Type
+from tests.support.databases import edit_leases, records_in
 from tests.support.processes import Finished, homing, homing_here, lines, server_config, start
 
 ZONE = "members.example."
@@ -125,17 +127,14 @@ def test_members_names_and_leases_stay(run: Run, config: Path, file: Path) -> No
     run("member", "add", "carol", "--password-stdin", stdin="correct horse battery\n")
     run("zone", "import", file, "--yes")
     moments = (int(time.time()) + 3600, int(time.time()) - 5)
+    leases = {bytes.fromhex("20010db8") + bytes(11) + bytes((last,)): at for last, at in enumerate(moments, start=1)}
     with database(config) as connection:
-        for rdata, at in zip((b"\x01", b"\x02"), moments, strict=True):
-            connection.execute(
-                "UPDATE record SET expires_at = ? WHERE rtype = 28 AND rdata = ?",
-                (at, bytes.fromhex("20010db8") + bytes(11) + rdata),
-            )
+        edit_leases(connection, lambda record: leases.get(record.rdata))
     file.write_text(FILE.replace("mac.alice 60", "mac.alice 90").replace("text TXT", "other TXT"))
     done = run("zone", "import", file, "--yes", "--json").json
     assert (done["added"], done["removed"], done["changed"]) == (1, 1, 2)
     with database(config) as connection:
-        found = connection.execute("SELECT ttl, expires_at FROM record WHERE rtype = 28 ORDER BY rdata").fetchall()
+        found = [(record.ttl, record.expires_at) for record in records_in(connection) if record.rtype == Type.AAAA]
     assert found == [(90, moments[0]), (90, None)]  # one keeps its lease; the other had lapsed and is new
     zone = exported(run)
     assert zone.get_rdataset(f"bob.{ZONE}", "NS") is not None
@@ -155,7 +154,7 @@ def test_what_the_service_keeps_gives_way_to_the_file(run: Run, file: Path) -> N
 def test_a_lapsed_record_is_not_exported(run: Run, config: Path, file: Path) -> None:
     run("zone", "import", file, "--yes")
     with database(config) as connection:
-        connection.execute("UPDATE record SET expires_at = 1 WHERE rtype = 28")
+        edit_leases(connection, lambda record: 1 if record.rtype == Type.AAAA else None)
     assert exported(run).get_rdataset(f"mac.alice.{ZONE}", "AAAA") is None
 
 

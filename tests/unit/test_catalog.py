@@ -12,6 +12,7 @@ from server.operation import Service
 from server.store.api import ZoneRow
 from server.store.memory import MemoryStore
 from tests.support.builders import T0, ZONE, name, rdata
+from tests.support.zones import all_records
 
 APEX = name("Catalog.invalid.")
 
@@ -24,7 +25,7 @@ async def made_store() -> MemoryStore:
 
 async def catalog(store: MemoryStore) -> tuple[ZoneRow, dict[bytes, tuple[int, int, bytes]]]:
     row = next(row for row in await store.load_zones() if row.kind == CATALOG)
-    records = [rr async for rows in store.load_records(row.id) for rr in rows]
+    records = await all_records(store, row.id)
     return row, {rr.owner: (rr.rtype, rr.ttl, rr.rdata) for rr in records}
 
 

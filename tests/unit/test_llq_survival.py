@@ -96,8 +96,12 @@ class Node:
 
 async def commit_elsewhere(store: MemoryStore, puts: Sequence[RR] = (), deletes: Sequence[RR] = ()) -> ZoneCommit:
     (row,) = await store.load_zones()
-    commit = commit_of(
-        row.id, row.serial, tuple(StoredRR(*rr, None) for rr in puts), tuple(StoredRR(*rr, None) for rr in deletes)
+    commit = await commit_of(
+        store,
+        row.id,
+        row.serial,
+        tuple(StoredRR(*rr, None) for rr in puts),
+        tuple(StoredRR(*rr, None) for rr in deletes),
     )
     await store.sibling().commit([commit])
     return commit

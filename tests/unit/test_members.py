@@ -15,7 +15,7 @@ from server.operation import Service, read_service
 from server.store.api import Store, Superseded, ZoneRow
 from server.store.memory import MemoryStore
 from server.zone.model import RR, StoredRR
-from tests.support.zones import commit_of
+from tests.support.zones import all_records, commit_of
 
 ZONE = from_text("members.example.")
 ALICE = from_text("alice.members.example.")
@@ -31,7 +31,7 @@ async def store() -> Store:
 
 
 async def _content(store: Store, zone_id: int) -> set[RR]:
-    return {RR(*record[:4]) async for rows in store.load_records(zone_id) for record in rows}
+    return {RR(*record[:4]) for record in await all_records(store, zone_id)}
 
 
 async def _check_journal(store: Store) -> None:
@@ -62,7 +62,7 @@ def _names(records: set[RR], below: bytes) -> set[str]:
 async def _update(store: Store, record: StoredRR) -> None:
     """What a client's update would have put there."""
     zone = await _zone(store, ZONE)
-    commit = commit_of(zone.id, zone.serial, (record,))
+    commit = await commit_of(store, zone.id, zone.serial, (record,))
     await store.commit([commit])
 
 
@@ -136,7 +136,7 @@ async def test_a_new_name_server_is_in_soa_ns_and_delegation(store: Store) -> No
 async def test_an_soa_that_an_administrator_chose_stays_when_the_service_moves(store: Store, ttl: int) -> None:
     zone = await _zone(store, ZONE)
     chosen = from_text("ns.members.example.") + from_text("me.members.example.") + bytes(16) + (42).to_bytes(4, "big")
-    await store.commit([commit_of(zone.id, zone.serial, soa=(chosen, ttl))])
+    await store.commit([await commit_of(store, zone.id, zone.serial, soa=(chosen, ttl))])
     moved = NameServer(from_text("ns.members.example."), ("192.0.2.2",), 5300, None)
     after = await members.ensure_service_zone(store, Service(ZONE, moved), now=NOW + 1)
     assert (after.soa[-16:], after.soa_ttl) == (chosen[-16:], ttl)
@@ -145,7 +145,7 @@ async def test_an_soa_that_an_administrator_chose_stays_when_the_service_moves(s
 async def test_what_an_update_changed_stays_over_a_restart(store: Store) -> None:
     zone = await _zone(store, ZONE)
     srv = next(rr for rr in discovery_records(ZONE, SERVICE.server) if rr.owner.startswith(b"\x08_dns-llq\x04_udp"))
-    await store.commit([commit_of(zone.id, zone.serial, (), (StoredRR(*srv, None),))])
+    await store.commit([await commit_of(store, zone.id, zone.serial, (), (StoredRR(*srv, None),))])
     await members.ensure_service_zone(store, SERVICE, now=NOW + 1)
     assert srv not in await _content(store, zone.id)
 
@@ -263,14 +263,14 @@ async def test_a_password_key_is_published_for_derivation_and_withdrawn_with_the
     key = await members.add_member(store, "alice", private=True, now=NOW, password="correct horse")
     zone = await _zone(store, ZONE)
     owner = kdf.owner_name(b"alice", ZONE)
-    [txt] = (await store.load_nodes(zone.id, [owner]))[owner]
+    [txt] = (await store.load_nodes(zone.id, [owner]))[owner].records()
     assert kdf.derive("correct horse", kdf.parse_txt(txt.rdata)) == key.secret
     with pytest.raises(ValueError, match="revoke it first"):
         await add_key(store, "alice", None, now=NOW)
     await revoke_key(store, key.name, now=NOW + 1)
     assert await store.load_nodes(zone.id, [owner]) == {}
     new = await add_key(store, "alice", None, now=NOW + 2, terms=KeyTerms(password="battery staple"))
-    [txt] = (await store.load_nodes(zone.id, [owner]))[owner]
+    [txt] = (await store.load_nodes(zone.id, [owner]))[owner].records()
     assert kdf.derive("battery staple", kdf.parse_txt(txt.rdata)) == new.secret
     with pytest.raises(ValueError, match="not a device's"):
         await add_key(store, "alice", "mac", now=NOW, terms=KeyTerms(password="battery staple"))

@@ -14,7 +14,7 @@ from server.private import set_private
 from server.store.api import Store, ZoneRow
 from server.store.memory import MemoryStore
 from server.zone.model import RR, StoredRR
-from tests.support.zones import commit_of
+from tests.support.zones import all_records, commit_of
 
 ZONE = from_text("members.example.")
 DOMAIN = from_text("alice.members.example.")
@@ -41,13 +41,13 @@ async def zone(store: Store, apex: bytes) -> ZoneRow | None:
 async def put(store: Store, apex: bytes, *records: StoredRR) -> None:
     row = await zone(store, apex)
     assert row is not None
-    await store.commit([commit_of(row.id, row.serial, records)])
+    await store.commit([await commit_of(store, row.id, row.serial, records)])
 
 
 async def rows(store: Store, apex: bytes) -> set[StoredRR]:
     row = await zone(store, apex)
     assert row is not None
-    return {record async for page in store.load_records(row.id) for record in page}
+    return set(await all_records(store, row.id))
 
 
 def below(records: set[StoredRR], domain: bytes) -> set[StoredRR]:

@@ -12,7 +12,7 @@ async def filled(count: int) -> MemoryStore:
     store = MemoryStore()
     zone_id = await add_zone(store)
     for serial in range(1, count + 1):  # made at 1001, 1002, ...
-        await store.commit([commit_of(zone_id, serial)])
+        await store.commit([await commit_of(store, zone_id, serial)])
     return store
 
 

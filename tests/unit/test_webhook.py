@@ -79,7 +79,7 @@ def test_it_tries_again_ever_more_rarely_and_tells_the_same() -> None:
         made = service(store, post)
 
         async def more() -> None:
-            await store.commit([commit_of(zone_id, 1, (aaaa("a.members.example.", 1),))])
+            await store.commit([await commit_of(store, zone_id, 1, (aaaa("a.members.example.", 1),))])
             made.wake()
             await asyncio.sleep(3000)
             assert made.status()["error"] is None and made.status()["failing_since"] is None
@@ -101,7 +101,7 @@ def test_while_it_fails_the_journal_waits_and_refusals_are_bounded() -> None:
 
         async def more() -> None:
             for serial in range(1, 2 * MAX_EVENTS):
-                await store.commit([commit_of(zone_id, serial, (aaaa(f"h{serial}.members.example.", 1),))])
+                await store.commit([await commit_of(store, zone_id, serial, (aaaa(f"h{serial}.members.example.", 1),))])
                 made.wake()
                 await asyncio.sleep(0)
             for number in range(MAX_REFUSED + 7):
@@ -130,7 +130,7 @@ def test_it_begins_with_the_present_and_goes_on_where_it_was() -> None:
         new = KeyRow(Key(from_text("new.members.example."), SHA256, b"x" * 32), None, 1000)
         async with store.transaction() as transaction:
             await transaction.add_key(old)
-        await store.commit([commit_of(zone_id, 1)])
+        await store.commit([await commit_of(store, zone_id, 1)])
         first, second = FakePost(), FakePost()
 
         async def rest() -> None:
@@ -140,7 +140,7 @@ def test_it_begins_with_the_present_and_goes_on_where_it_was() -> None:
         made.keys((old,))
         await during(made, rest)
         assert first.taken == []
-        await store.commit([commit_of(zone_id, 2)])
+        await store.commit([await commit_of(store, zone_id, 2)])
         made = service(store, second)
         made.keys((old, new))
         await during(made, rest)
@@ -161,7 +161,7 @@ def test_stopping_does_not_wait_for_a_receiver() -> None:
         made = service(store, post)
 
         async def more() -> None:
-            await store.commit([commit_of(zone_id, 1)])
+            await store.commit([await commit_of(store, zone_id, 1)])
             made.wake()
             await asyncio.sleep(1000)
 
@@ -176,7 +176,7 @@ async def test_a_large_change_is_told_in_part() -> None:
     store = MemoryStore()
     zone_id = await add_zone(store)
     many = tuple(aaaa(f"h{number}.members.example.", number) for number in range(MAX_RECORDS + 5))
-    await store.commit([commit_of(zone_id, 1, many)])
+    await store.commit([await commit_of(store, zone_id, 1, many)])
     (entry,) = await store.journal()
     event = change_event(entry)
     assert len(event["added"]) == MAX_RECORDS and event["added_count"] == MAX_RECORDS + 5

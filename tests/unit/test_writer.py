@@ -26,7 +26,8 @@ from server.writer import (
     load_zone,
 )
 from server.zone.leases import LeaseQueue
-from server.zone.model import RR, Actor, Change, Renewal, RowKey, StoredRR, ZoneCommit
+from server.zone.model import RR, Actor, Change, NodeChange, Renewal, StoredRR, ZoneCommit
+from server.zone.node import Node, RRset, encode_node
 from server.zone.update import read_update
 from server.zone.zone import Zone, Zones
 from tests.support import simloop
@@ -51,6 +52,7 @@ from tests.support.builders import (
     zone_of_records,
     zone_of_text,
 )
+from tests.support.zones import changed_nodes, stored_nodes
 
 APEX = fold(name(ZONE))
 TEXT = """
@@ -232,10 +234,13 @@ def test_a_refresh_moves_the_lease_and_nothing_else() -> None:
     core = scenario(play)
     assert len(core.changes) == 1
     assert len(core.store.commits) == 5
-    row = RowKey(fold(name("new.members.example.")), Type.A, rdata("A", "192.0.2.9"))
-    last = core.store.commits[-1]
-    renewal = Renewal(row.owner_key, T0 + 4 * 1440, "k.", "")
-    assert last == ZoneCommit(1, 2, 2, (), (), ((row, T0 + 4 * 1440 + 1800),), (), renewals=(renewal,))
+    owner = name("new.members.example.")
+    before, after = (
+        encode_node(Node(owner, {Type.A: RRset(Type.A, 60, (rdata("A", "192.0.2.9"),), (T0 + at + 1800,))}))
+        for at in (3 * 1440, 4 * 1440)
+    )
+    change = NodeChange(fold(owner), owner, before, after, Renewal(T0 + 4 * 1440, "k.", ""))
+    assert core.store.commits[-1] == ZoneCommit(1, 2, 2, (change,), ())
 
 
 def test_a_shorter_lease_ends_earlier() -> None:
@@ -281,7 +286,7 @@ def test_a_crowd_lapses_in_bounded_commits() -> None:
         await asyncio.sleep(11)
 
     core = scenario(play, lambda: many_leased(2 * MAX_LAPSES + 1))
-    assert [len(commit.lapses) for commit in core.store.commits] == [MAX_LAPSES, MAX_LAPSES, 1]
+    assert [len(commit.nodes) for commit in core.store.commits] == [MAX_LAPSES, MAX_LAPSES, 1]
     assert not core.zone.nodes
 
 
@@ -346,8 +351,7 @@ def other_process(core: Core, *records: StoredRR) -> None:
     zone.serial += 1
     added = (zone.soa_rr(), *(RR(*record[:4]) for record in records))
     change = Change(APEX, zone.serial - 1, zone.serial, T0, Actor("update"), (old,), added)
-    puts = tuple((RowKey(fold(r.owner), r.rtype, r.rdata), r) for r in records)
-    core.store._apply(ZoneCommit(1, zone.serial - 1, zone.serial, (), puts, (), (change,)))
+    core.store._apply(ZoneCommit(1, zone.serial - 1, zone.serial, changed_nodes({}, records), (change,)))
 
 
 def test_overtaken_by_another_process_it_catches_up_and_tries_again() -> None:
@@ -440,7 +444,7 @@ def test_a_zone_made_anew_or_with_a_pruned_journal_is_loaded_whole_before_the_ol
         await asyncio.sleep(0.1)
         assert content(core.zone) == content(fresh)
         core.store.zones[9] = core.store.zones.pop(1)._replace(id=9, serial=3)
-        core.store.rows[9], core.store.journal[9] = core.store.rows.pop(1), []
+        core.store.nodes[9], core.store.journal[9] = core.store.nodes.pop(1), []
         slow_disk(core)
         core.writer.follow()
         await asyncio.sleep(0.5)
@@ -552,8 +556,8 @@ def test_what_another_server_renewed_does_not_lapse() -> None:
         for host in ("one", "two"):
             core.writer.submit(pending(outcomes.append, a(host), lease=1800))
         await asyncio.sleep(100)
-        key = next(row for row in core.store.rows[core.zone.id] if row.owner_key == fold(name("one.members.example.")))
-        core.store.rows[core.zone.id][key] = core.store.rows[core.zone.id][key]._replace(expires_at=T0 + 5000)
+        theirs = stored("one.members.example. 60 A 192.0.2.9", expires_at=T0 + 5000)
+        core.store.nodes[core.zone.id][fold(theirs.owner)] = stored_nodes([theirs])[0][:2]
         await asyncio.sleep(1701)
         assert [change.actor.kind for change in core.changes][-1] == "lapse"
         assert core.query("one.members.example.").rcode == Rcode.NOERROR
@@ -566,3 +570,26 @@ def test_what_another_server_renewed_does_not_lapse() -> None:
     core = scenario(play)
     gone = [change.removed[1].owner for change in core.changes if change.actor.kind == "lapse"]
     assert gone == [name("two.members.example."), name("one.members.example.")]
+
+
+def test_a_renewal_keeps_what_another_server_renewed_at_the_name() -> None:
+    """It moves no serial either: ours writes on what it finds, reads the name again, and then renews its own record."""
+    outcomes: list[Outcome] = []
+
+    async def play(core: Core) -> None:
+        text = add("one.members.example.", 60, "TXT", "theirs")
+        core.writer.submit(pending(outcomes.append, a("one"), text, lease=1800))
+        await asyncio.sleep(100)
+        theirs = [
+            stored("one.members.example. 60 A 192.0.2.9", expires_at=T0 + 1800),
+            stored("one.members.example. 60 TXT theirs", expires_at=T0 + 9000),
+        ]
+        core.store.nodes[core.zone.id][theirs[0].owner] = stored_nodes(theirs)[0][:2]
+        core.writer.submit(pending(outcomes.append, a("one"), lease=3600))
+
+    core = scenario(play)
+    assert [outcome.rcode for outcome in outcomes] == [Rcode.NOERROR, Rcode.NOERROR]
+    leases = {row.rtype: rr.expires_at for row, rr in core.store.rows[1].items() if row.owner_key.startswith(b"\3one")}
+    assert leases == {Type.A: T0 + 3700, Type.TXT: T0 + 9000}
+    assert core.store.rows[1] == rows_of(core.zone)
+    assert len(core.store.commits) == 2

@@ -6,10 +6,11 @@ from protocol.constants import Type
 from protocol.name import fold
 from protocol.rdata import soa_serial
 from server.zone.draft import Draft, commit_of, publish
-from server.zone.model import Actor, RowKey
-from server.zone.node import Node, RRset
+from server.zone.model import Actor
+from server.zone.node import Node, RRset, encode_node
 from server.zone.zone import Zone
 from tests.support.builders import content, name, rdata, soa_rdata, stored, zone_of_records, zone_of_text
+from tests.support.zones import stored_nodes
 
 ACTOR = Actor("update", "admin.")
 TEXT = """
@@ -32,8 +33,10 @@ def test_nothing_shows_in_the_zone_until_it_is_published() -> None:
     batch = Draft(zone)
     batch.put(MAC, a_set(2))
     batch.drop(KEY, Type.TXT)
+    commit = commit_of(zone, batch, [])
+    assert commit is not None
     assert content(zone) == before
-    assert [key for key, _ in publish(zone, batch)] == [KEY]
+    assert [key for key, _ in publish(zone, batch, commit)] == [KEY]
     assert content(zone)[KEY, Type.A] == (60, frozenset({rdata("A", "192.0.2.2")}))
     assert (KEY, Type.TXT) not in content(zone)
 
@@ -44,7 +47,7 @@ def test_a_dropped_draft_leaves_the_one_below_alone() -> None:
     upper.put(MAC, a_set(9))
     upper.serial = 77
     assert batch.rrset(KEY, Type.A) == a_set(1)
-    assert not batch.differences().is_anything
+    assert not batch.differences().by_key
     assert batch.serial == 1
 
 
@@ -67,12 +70,13 @@ def test_only_the_lease_moving_is_no_content() -> None:
     batch = Draft(zone)
     batch.put(MAC, a_set(1, at=900))
     differences = batch.differences()
-    assert differences.is_anything and not differences.is_content
+    assert differences.renewed == [KEY] and not differences.is_content
     commit = commit_of(zone, batch, [])
     assert commit is not None
-    row = RowKey(KEY, Type.A, rdata("A", "192.0.2.1"))
-    assert (commit.serial_from, commit.serial_to, commit.leases) == (1, 1, ((row, 900),))
-    assert not commit.puts and not commit.deletes and not commit.changes and commit.soa is None
+    (change,) = commit.nodes
+    assert (change.key, change.owner, change.before) == (KEY, MAC, zone.stored(KEY))
+    assert change.after == encode_node(Node(MAC, {Type.A: a_set(1, at=900)}))
+    assert (commit.serial_from, commit.serial_to, commit.changes, commit.soa) == (1, 1, (), None)
 
 
 def test_a_ttl_change_is_a_removal_and_an_addition() -> None:
@@ -82,14 +86,15 @@ def test_a_ttl_change_is_a_removal_and_an_addition() -> None:
     differences = draft.differences()
     assert [(rr.ttl, rr.rdata[-1]) for rr in differences.removed] == [(60, 1)]
     assert [(rr.ttl, rr.rdata[-1]) for rr in differences.added] == [(90, 1)]
-    assert not differences.deletes and len(differences.puts) == 1
+    assert not differences.renewed
 
 
 def test_names_in_rdata_that_differ_in_case_alone_are_the_same_record() -> None:
     zone = zone_of_text("x.members.example. 60 SRV 0 0 1 Host.example.")
     draft = Draft(zone)
     draft.put(name("x.members.example."), RRset(Type.SRV, 60, (rdata("SRV", "0 0 1 host.EXAMPLE."),), (0,)))
-    assert not draft.differences().is_anything
+    differences = draft.differences()
+    assert not differences.is_content and not differences.renewed
 
 
 def test_a_change_begins_with_the_old_and_the_new_soa() -> None:
@@ -112,7 +117,7 @@ def test_a_new_soa_goes_into_the_commit_without_its_serial() -> None:
     commit = commit_of(zone, draft, [draft.change(differences, 40, at=5, actor=ACTOR)])
     assert commit is not None
     assert commit.soa == (soa_rdata(0, minimum=9), 77)
-    list(publish(zone, draft))
+    list(publish(zone, draft, commit))
     assert zone.soa == soa_rdata(40, minimum=9)
     assert zone.soa_rr().ttl == 77
 
@@ -130,7 +135,7 @@ def test_changes_that_cancel_out_in_a_batch_still_move_the_serial() -> None:
     commit = commit_of(zone, batch, changes)
     assert commit is not None
     assert (commit.serial_from, commit.serial_to) == (1, 3)
-    assert not commit.puts and not commit.deletes and len(commit.changes) == 2
+    assert not commit.nodes and len(commit.changes) == 2
 
 
 def test_a_batch_of_nothing_commits_nothing() -> None:
@@ -177,7 +182,7 @@ def test_a_node_is_taken_apart_once_however_often_it_is_asked_for() -> None:
     """Else 4,000 prerequisites on one large name would stop the server for a second."""
     plain = zone_of_text(TEXT)
     zone = CountingZone(plain.id, plain.apex, plain.serial, plain.soa_template, plain.soa_ttl)
-    zone.load([stored("mac.members.example. 60 A 192.0.2.1")])
+    zone.load(stored_nodes([stored("mac.members.example. 60 A 192.0.2.1")]))
     draft = Draft(Draft(zone))
     for _ in range(100):
         assert draft.rrset(KEY, Type.A) == a_set(1)

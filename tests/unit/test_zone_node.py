@@ -4,7 +4,16 @@ import pytest
 
 from protocol.constants import Type
 from protocol.name import fold
-from server.zone.node import Node, RRset, decode_node, earliest_lapse, encode_node, find_rrset, node_from_records
+from server.zone.node import (
+    Node,
+    RRset,
+    decode_node,
+    earliest_lapse,
+    encode_node,
+    find_rrset,
+    node_from_records,
+    to_blob,
+)
 from server.zone.zone import Zone
 from tests.support.builders import name, stored
 
@@ -50,7 +59,8 @@ def test_the_case_of_an_owner_takes_a_bit_an_octet_up_to_its_last_capital() -> N
     plain, mixed = name("auto-ff.example."), name("Auto-FF.example.")
     key = fold(mixed)
     rrsets = {int(Type.A): a_set(0)}
-    small, large = encode_node(key, Node(plain, rrsets)), encode_node(key, Node(mixed, rrsets))
+    data = encode_node(Node(mixed, rrsets))
+    small, large = to_blob(key, plain, data), to_blob(key, mixed, data)
 
     assert len(large) == len(small) + 1
     assert decode_node(key, large).owner == mixed
@@ -58,7 +68,7 @@ def test_the_case_of_an_owner_takes_a_bit_an_octet_up_to_its_last_capital() -> N
 
 def test_one_rrset_is_found_behind_larger_ones() -> None:
     big = RRset(Type.TXT, 1, (b"\xff" * 700, b""), (0, 9))
-    blob = encode_node(b"\0", Node(b"\0", {Type.TXT: big, Type.A: a_set(7)}))
+    blob = to_blob(b"\0", b"\0", encode_node(Node(b"\0", {Type.TXT: big, Type.A: a_set(7)})))
     assert find_rrset(blob, Type.A) == a_set(7)
     assert find_rrset(blob, Type.AAAA) is None
 

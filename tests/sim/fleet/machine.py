@@ -10,12 +10,12 @@ from protocol.message import Message, Question, Record, decode, encode
 from protocol.name import fold
 from protocol.rdata import canonical
 from protocol.tsig import Key, sign
-from server.zone.model import RowKey
 from tests.sim.fleet.air import LATE_SECONDS, Air
 from tests.sim.fleet.loop import FleetLoop
 from tests.sim.fleet.truth import Truth
 from tests.support.clock import START_UNIX
 from tests.support.simloop import Address
+from tests.support.zones import RowKey
 
 HOSTS_A_MEMBER: Final = 10
 UPDATE_LEASES: Final = (2 * 3600, 24 * 3600)

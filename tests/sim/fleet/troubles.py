@@ -10,13 +10,13 @@ from protocol.message import Question, encode
 from protocol.name import fold
 from protocol.rdata import canonical
 from protocol.tsig import sign
-from server.zone.model import RowKey, StoredRR
+from server.zone.model import StoredRR
 from tests.sim.fleet.air import LATE_SECONDS
 from tests.sim.fleet.machine import Machine, Member, Op
 from tests.sim.fleet.truth import BUSY_SECONDS
 from tests.sim.fleet.world import ADMIN, STRANGER, Fleet
 from tests.support.clock import START_UNIX
-from tests.support.zones import row_key
+from tests.support.zones import RowKey, row_key
 
 OPERATOR: Final = ("198.51.100.251", 4000)
 STORM_SECONDS: Final = 3.5 * 3600.0

@@ -8,9 +8,10 @@ from protocol.edns import LLQ_EVENT_REMOVE_TTL
 from protocol.message import Message
 from protocol.name import fold
 from protocol.rdata import canonical
-from server.zone.model import Change, RowKey
+from server.zone.model import Change
 from tests.sim.fleet.air import LATE_SECONDS
 from tests.support.simloop import Address
+from tests.support.zones import RowKey
 
 EVENT_SECONDS: Final = 14.0 + LATE_SECONDS  # an event tells again for 14 s what was true when it was made
 BUSY_SECONDS: Final = 10.0  # how long an update may wait for the writer

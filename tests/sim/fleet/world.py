@@ -15,7 +15,7 @@ from server.config import ServerSettings
 from server.members import add_member
 from server.store.api import KeyRow, StoreError, SubscriptionChanges
 from server.store.memory import MemoryStore
-from server.zone.model import RowKey, StoredRR
+from server.zone.model import StoredRR
 from tests.sim.fleet.air import Air
 from tests.sim.fleet.loop import SERVER, FleetLoop
 from tests.sim.fleet.machine import HOSTS_A_MEMBER, UPDATE_LEASES, WATCH_LEASES, Item, Machine, Member
@@ -24,7 +24,7 @@ from tests.sim.world import SlowStore
 from tests.support.clock import FakeClock
 from tests.support.entropy import SeededEntropy
 from tests.support.simloop import Address
-from tests.support.zones import commit_of, row_key
+from tests.support.zones import RowKey, all_records, commit_of, row_key
 
 ZONE: Final = "members.example."
 ADMIN: Final = Key(from_text("operator.members.example."), SHA256, b"o" * 32)
@@ -154,9 +154,9 @@ class Fleet:
         """Another process puts the record there, or takes it away."""
         apex = fold(member.zone)
         row = next(row for row in await self.store.load_zones() if row.apex == apex)
-        is_there = row_key(ghost) in self.store._data.records[row.id]
+        is_there = row_key(ghost) in {row_key(record) for record in await all_records(self.store, row.id)}
         puts, deletes = ((), (ghost,)) if is_there else ((ghost,), ())
-        commit = commit_of(row.id, row.serial, puts, deletes)
+        commit = await commit_of(self.store, row.id, row.serial, puts, deletes)
         commit = replace(commit, changes=(commit.changes[0]._replace(apex=apex),))
         await MemoryStore(self.store._shared).commit([commit])
         self.counts["unseen changes"] += 1
