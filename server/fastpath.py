@@ -19,6 +19,7 @@ from typing import Final
 from protocol.constants import HEADER_OCTETS, MAX_LABEL_OCTETS, MAX_NAME_OCTETS, Rcode, Type, is_meta_type
 from protocol.name import fold, is_at_or_below
 from protocol.rdata import soa_minimum
+from server.absent_names import AbsentNames
 from server.answer import resolve
 from server.fast_wire import (
     CLIENT_COOKIE,
@@ -26,6 +27,7 @@ from server.fast_wire import (
     COUNTS_PLAIN,
     IN,
     NAME_AT,
+    NEVER_LAPSES,
     NOT_PLAIN,
     OPT_FIXED,
     OPT_HEAD,
@@ -37,6 +39,7 @@ from server.fast_wire import (
     apex_owner,
     compressed,
     has_harmless_options,
+    look,
     shareable_question,
     shortened,
 )
@@ -59,11 +62,9 @@ _TC: Final = 0x02
 _AA_TC: Final = 0x06
 _SHORTEST_EDNS: Final = NAME_AT + 5 + OPT_FIXED  # a key: the root's name, QTYPE, QCLASS, an empty OPT
 _OPTION_OCTETS: Final = 28
-_CNAME: Final = Type.CNAME.to_bytes(2, "big")
 _ONE: Final = b"\x00\x01"
 _ONE_ANSWER: Final = bytes.fromhex("0001 0000 0000")
 _ONE_ANSWER_EDNS: Final = bytes.fromhex("0001 0000 0001")
-_NEVER_LAPSES: Final = bytes(4)
 _WILDCARD: Final = b"\x01*"
 # Answered by the slow path whatever the zone holds: asked of apexes and cuts, written compressed, or no data at all.
 _NEVER: Final = frozenset((0, Type.OPT, Type.DS, Type.SOA, Type.NS, Type.CNAME, *range(128, 256)))
@@ -93,7 +94,7 @@ class FastPath:
     def __init__(self, zones: Zones, clock: Clock, requests: Requests, guard: Guard | None = None) -> None:
         self.guard = guard or Guard()
         self._zones = zones
-        self._by_apex = zones.by_apex
+        self.apexes = zones.by_apex
         self._zone_at = zones.by_apex.get
         self._clock = clock
         self._requests = requests
@@ -103,6 +104,7 @@ class FastPath:
         self._old_ready = self._old.answers.get
         self._seen: set[int] = set()
         self._places: dict[bytes, _Place] = {}
+        self.absent = AbsentNames()
         self._changed_at: dict[bytes, int] = {}
         self._now = 0
         self.unix = 0
@@ -225,9 +227,10 @@ class FastPath:
                 return None
         name = key[NAME_AT:end].lower()
         first = name[0]
-        if name in self._by_apex or first > 63:  # MAX_LABEL_OCTETS
+        if name in self.apexes or first > 63:  # MAX_LABEL_OCTETS
             return None
-        place = self._places.get(name[first + 1 :]) or self._find_place(name)
+        known = self._places.get(name[first + 1 :])
+        place = known or self._find_place(name)
         if place is None:
             return None
         nodes, children, cuts, apex, has_wildcard, soa = place
@@ -251,6 +254,8 @@ class FastPath:
         mark = hash(key)
         if mark not in self._seen:
             self._seen.add(mark)
+            if known is not None:  # the parent exists
+                self.absent.asked(key, answer, after, nodes, children)
         elif self._now - self._changed_at.get(apex, -QUIET_SECONDS) >= QUIET_SECONDS:
             self._keep(key, answer, (b"\xff" + apex,), FOREVER)
         return answer
@@ -309,7 +314,7 @@ class FastPath:
     def _at_node(
         self, key: bytes, end: int, name: bytes, blob: bytes, place: _Place, limit: int, opt: bytes
     ) -> bytes | None:
-        at, until = self._look(blob, key[end : end + 2])
+        at, until = look(blob, key[end : end + 2], self._now)
         if at < 0:
             return None
         if not at:
@@ -376,7 +381,7 @@ class FastPath:
         if len(answer) + 2 > limit:
             return None
         self._requests.computed += 1
-        if until >= now and self._is_second(key):
+        if until >= now and not self.is_new(key):
             self._keep(key, answer, tuple(names), until)
         return answer
 
@@ -404,32 +409,9 @@ class FastPath:
         if len(answer) + 2 > limit:
             return None
         self._requests.computed += 1
-        if self._is_second(key) and self._now - self._changed_at.get(apex, -QUIET_SECONDS) >= QUIET_SECONDS:
+        if not self.is_new(key) and self._now - self._changed_at.get(apex, -QUIET_SECONDS) >= QUIET_SECONDS:
             self._keep(key, answer, names, until)
         return answer
-
-    def _look(self, blob: bytes, wanted: bytes) -> tuple[int, int]:
-        """Where in a node's blob the wanted RRset begins; 0 when it is not there, -1 when the slow path must look.
-
-        With 0, the last second before anything of the node lapses: only then may another type, or none, be there.
-        """
-        position = 5 + blob[4]  # see `node`
-        end = len(blob)
-        until = FOREVER
-        while position < end:
-            rtype = blob[position : position + 2]
-            if rtype == wanted:
-                return position, until
-            if rtype == _CNAME:
-                return -1, until
-            count = blob[position + 6] << 8 | blob[position + 7]
-            position += 8
-            for _ in range(count):
-                expires = blob[position : position + 4]
-                if expires != _NEVER_LAPSES:
-                    until = min(until, int.from_bytes(expires, "big") - 1)
-                position += 6 + (blob[position + 4] << 8 | blob[position + 5])
-        return (0, until) if until >= self._now else (-1, until)
 
     def _positive_answer(
         self, key: bytes, end: int, name: bytes, blob: bytes, at: int, limit: int, opt: bytes
@@ -438,21 +420,21 @@ class FastPath:
         ttl = blob[at + 2 : at + 6]
         count = blob[at + 6 : at + 8]
         position = at + 8
-        if count == _ONE and blob[position : position + 4] == _NEVER_LAPSES:  # most RRsets
+        if count == _ONE and blob[position : position + 4] == NEVER_LAPSES:  # most RRsets
             stop = position + 6 + (blob[position + 4] << 8 | blob[position + 5])
             head = _PRESENT[key[0] & RD] + (_ONE_ANSWER_EDNS if opt else _ONE_ANSWER) + key[NAME_AT : end + 4]
             answer = head + b"\xc0\x0c" + key[end : end + 4] + ttl + blob[position + 4 : stop] + opt
             if len(answer) + 2 > limit:
                 return None
             self._requests.computed += 1
-            if self._is_second(key):
+            if not self.is_new(key):
                 self._keep(key, answer, (name,), FOREVER)
             return answer
         rdatas: list[tuple[int, int]] = []
         earliest = 0
         for _ in range(count[0] << 8 | count[1]):
             expires = blob[position : position + 4]
-            if expires != _NEVER_LAPSES:
+            if expires != NEVER_LAPSES:
                 moment = int.from_bytes(expires, "big")
                 if not earliest or moment < earliest:
                     earliest = moment
@@ -480,7 +462,7 @@ class FastPath:
         if len(answer) + 2 > limit:
             return None
         self._requests.computed += 1
-        if until >= self._now and self._is_second(key):
+        if until >= self._now and not self.is_new(key):
             self._keep(key, answer, (name,), until)
         return answer
 
@@ -495,7 +477,7 @@ class FastPath:
             return
         plain, end, answer = shared
         rtype = key[end] << 8 | key[end + 1]
-        if (is_meta_type(rtype) and rtype != Type.ANY) or not self._is_second(plain):
+        if (is_meta_type(rtype) and rtype != Type.ANY) or self.is_new(plain):
             return
         name = key[NAME_AT:end]
         zone = self._zones.enclosing(fold(name), rtype)
@@ -531,6 +513,12 @@ class FastPath:
             return None
         return plain, end, answer
 
+    def absent_told(self, number: int, last: bytes) -> None:
+        """So many name errors came from what `absent` has, `last` the key of the last: kept ready if it comes often."""
+        if not self.is_new(last) and self.answer(last) is not None:
+            number -= 1
+        self._requests.computed += number
+
     def overloaded(self) -> None:
         """A datagram was dropped, for there was neither an answer here nor time for the dispatcher's."""
         self._requests.overload += 1
@@ -541,6 +529,7 @@ class FastPath:
             self.clear()  # a zone came or went: other zones' names answer otherwise
             return
         self._places.clear()
+        self.absent.clear()
         self._changed_at[change.apex] = int(self._clock.lease())
         self._drop(b"\xff" + change.apex)
         for records in (change.removed, change.added):
@@ -558,6 +547,7 @@ class FastPath:
         self._old_ready = self._old.answers.get
         self.ready = self._young.answers
         self._places.clear()
+        self.absent.clear()
         self._changed_at.clear()
         self._tell_size()
 
@@ -567,14 +557,14 @@ class FastPath:
                 generation.drop_name(name)
                 self._tell_size()
 
-    def _is_second(self, key: bytes) -> bool:
-        """Whether a key was asked before; noted for next time if not."""
+    def is_new(self, key: bytes) -> bool:
+        """Whether a key was not asked before; noted for next time."""
         mark = hash(key)
         seen = self._seen
         if mark in seen:
-            return True
+            return False
         seen.add(mark)
-        return False
+        return True
 
     def _keep(self, key: bytes, answer: bytes, names: tuple[bytes, ...], until: int) -> None:
         young = self._young

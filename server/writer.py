@@ -36,7 +36,7 @@ from server.zone.zone import Zone, Zones
 
 MAX_QUEUE: Final = 4096  # updates waiting; beyond it an update is answered SERVFAIL at once
 MAX_BATCH: Final = 512  # updates in one transaction
-TURN: Final = 32  # updates drafted or replied to before the loop gets a turn: a third of a millisecond
+TURN: Final = 8  # updates drafted or replied to before the loop gets a turn: some 0.2 ms
 MAX_LAPSES: Final = (
     100  # owner names lapsed in one transaction: the loop is held up for some 5 ms at a time (bench.lapses)
 )

@@ -1,11 +1,13 @@
 """What listeners and those behind them say to each other: the words both sides import."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
+from server.absent_names import AbsentNames
 from server.guard import Guard
 from server.peer import Peer
 from server.request import Send
+from server.zone.zone import Zone
 
 Handle = Callable[[bytes, Peer, Send], None]
 SOCKET_OCTETS: Final = 4 * 1024 * 1024
@@ -40,6 +42,8 @@ class Fast(Protocol):
 
     ready: dict[bytes, bytes]
     rcodes: list[int]
+    apexes: Mapping[bytes, Zone]
+    absent: AbsentNames
     guard: Guard
     answer_signed: Callable[[bytes], bytes | None] | None
     """Takes a whole datagram; the reply is without its ID."""
@@ -55,6 +59,8 @@ class Fast(Protocol):
     def find(self, datagram: bytes, address: bytes) -> bytes | None: ...
 
     def offer(self, key: bytes, reply: bytes) -> None: ...
+
+    def absent_told(self, number: int, last: bytes) -> None: ...
 
     def overloaded(self) -> None: ...
 

@@ -16,10 +16,10 @@ from array import array
 from collections.abc import Sequence
 from typing import Any, Final, Self
 
-from server.fast_wire import WHOLE_COOKIE
 from server.metrics import Metrics
 from server.peer import Peer
 from server.response_limit import V4_MASK, V6_MASK, V6_TAG
+from server.transport.batch_answers import answer_batch
 from server.transport.outbox import Outbox
 from server.transport.ports import Alike, Fast, Handle
 from server.transport.udp_plain import prepare_socket
@@ -30,9 +30,6 @@ _DATAGRAM: Final = 65536
 _STRIDE: Final = _DATAGRAM + 192  # not a power of two: the first octets of all slots would compete for cache lines
 _ID: Final = 2
 _OPCODE: Final = 0x78  # in the third octet; a query's is 0
-_END_OF_TSIG: Final = bytes(4)  # no error, no other data; the message's own ID before it
-_ARCOUNT: Final = slice(8, 10)  # of a key; made once, as this is cut from every datagram that has no ready answer
-_NOTHING: Final = b"\0\0"
 _SAMPLE: Final = 4  # of so many datagrams one is counted, when batches are full
 _CONTROL: Final = 64
 _IPV6_RECVPKTINFO: Final = 49  # of linux/in6.h; the socket module may lack them
@@ -152,6 +149,7 @@ class BatchListener:
         words = memoryview(self._name_octets)
         self._address_words = words.cast("Q")[1::4] if self._is_v6 else words.cast("I")[1::8]
         self._control_octets = memoryview(ffi.buffer(self._control))
+        self._rcodes = memoryview(self._octets)[3::_STRIDE]  # of replies: no other bit of this octet is set
         self._starts = [slot * _STRIDE + _ID for slot in range(BATCH)]
         # Strided views of one field over all messages: read or set for a batch at once.
         word, message = ffi.sizeof("size_t"), ffi.sizeof("struct mmsghdr")
@@ -190,8 +188,6 @@ class BatchListener:
         """Answer a batch: what is fast by the slots and one call, the rest one by one afterwards."""
         fast = self._fast
         fast.begin()
-        octets, get, answer, rcodes = self._octets, fast.ready.get, fast.answer, fast.rcodes
-        signed = fast.answer_signed
         if self._is_wildcard:
             self._aim_replies(count)
         sizes = self._sizes[:count].tolist()
@@ -205,29 +201,7 @@ class BatchListener:
                 if limiter.is_watching(networks):
                     self._take_watched(sizes, networks)
                     return
-        reply_sizes: list[int] = []
-        slow: list[int] = []
-        for at, size in zip(self._starts, sizes, strict=False):
-            key = octets[at : at + size - _ID]
-            reply = get(key)
-            if reply is None:
-                if key[_ARCOUNT] == _NOTHING:  # neither signed nor with an OPT
-                    reply = answer(key)
-                else:
-                    if key[-6:] == octets[at - _ID : at] + _END_OF_TSIG and signed is not None:
-                        reply = signed(octets[at - _ID : at + size - _ID])
-                    elif key[-30:-24] != WHOLE_COOKIE:
-                        reply = answer(key)
-                    if reply is None:
-                        reply = fast.answer_with_cookie(key, self._packed(len(reply_sizes)))
-                if reply is None:
-                    slow.append(len(reply_sizes))
-                    reply_sizes.append(0)
-                    continue
-            length = len(reply)
-            octets[at : at + length] = reply
-            reply_sizes.append(length + _ID)
-            rcodes[reply[1]] += 1
+        reply_sizes, slow = answer_batch(fast, self._octets, self._starts, sizes, self._packed)
         self._reply_all(reply_sizes, slow)
         if slow:
             self._take_all_slow(slow, sizes)
@@ -250,7 +224,6 @@ class BatchListener:
                 continue
             octets[at : at + len(reply)] = reply
             reply_sizes.append(len(reply) + _ID)
-            fast.rcodes[reply[1]] += 1
         self._reply_all(reply_sizes, silent)
         if slow:
             self._take_all_slow(slow, sizes)
@@ -258,6 +231,11 @@ class BatchListener:
     def _reply_all(self, reply_sizes: list[int], silent: list[int]) -> None:
         """Send what stands in the slots, but for the silent ones."""
         self._reply_sizes[: len(reply_sizes)] = array("L", reply_sizes)
+        rcodes = self._rcodes[: len(reply_sizes)].tobytes()
+        if silent:
+            rcodes = bytes(rcode for rcode, size in zip(rcodes, reply_sizes, strict=True) if size)
+        for rcode in set(rcodes):
+            self._fast.rcodes[rcode] += rcodes.count(rcode)
         start = 0
         for slot in silent:
             self._reply(start, slot)
