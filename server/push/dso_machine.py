@@ -255,10 +255,10 @@ class DsoMachine:
             if session.dirty:
                 self._dirty[session] = None
 
-    def publish(self, change: Change) -> None:
-        """Mark whoever watches a name that a committed change touched."""
+    def publish(self, change: Change) -> bool:
+        """Mark whoever watches a name that a committed change touched. Whether anyone watches anything."""
         if not self._topics:
-            return
+            return False
         for rr in (*change.removed, *change.added):
             topics = self._topics.get(fold(rr.owner))
             if topics is None:
@@ -266,6 +266,7 @@ class DsoMachine:
             for topic in topics.values():
                 if not topic.is_stale and (topic.rtype in (rr.rtype, Type.ANY) or rr.rtype == Type.CNAME):
                     self._mark(topic)
+        return True
 
     def close(self, retry_ms: int, now: float) -> None:
         """Ask every client to leave and not to come back for a while, `retry_ms` or more (RFC 8490 §6.6.1).

@@ -93,8 +93,8 @@ class DsoService:
 
     def publish(self, change: Change) -> None:
         """Take a committed change that queries already see."""
-        self._machine.publish(change)
-        self._timer.arm(self._machine.next_deadline())
+        if self._machine.publish(change):
+            self._timer.arm(self._machine.next_deadline())
 
     def stream_closed(self, via: int) -> None:
         self._machine.stream_closed(via)

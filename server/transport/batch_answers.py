@@ -15,6 +15,7 @@ from server.transport.ports import Fast
 _END_OF_TSIG: Final = bytes(4)  # no error, no other data; the message's own ID before it
 _ARCOUNT: Final = slice(8, 10)  # of a key; made once, as this is cut from every datagram that has no ready answer
 _NOTHING: Final = b"\0\0"
+_UPDATE: Final = (b"\x28", b"\x29")  # what the key of one begins with, by RD: taken apart by the dispatcher
 
 
 def answer_batch(
@@ -58,7 +59,7 @@ def answer_batch(
                     continue
             if key[_ARCOUNT] == _NOTHING:  # neither signed nor with an OPT
                 reply = answer(key)
-            else:
+            elif key[:1] not in _UPDATE:
                 if key[-6:] == octets[at - 2 : at] + _END_OF_TSIG and signed is not None:
                     reply = signed(octets[at - 2 : at + size - 2])
                 elif key[-30:-24] != WHOLE_COOKIE:

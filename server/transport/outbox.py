@@ -67,15 +67,19 @@ class Outbox:
 
     def take(self, address: str, port: int, wire: bytes) -> bool:
         """Put one datagram in; False for one that must go by itself: too long, or to a link-local address."""
-        size = len(wire)
-        if size > SLOT_OCTETS:
-            return False
         try:
             if self._family == socket.AF_INET6:
                 name = _V6.pack(self._family, _PORTS[port], socket.inet_pton(socket.AF_INET6, address))
             else:
                 name = _V4.pack(self._family, _PORTS[port], socket.inet_aton(address))
         except OSError:  # with a zone index
+            return False
+        return self.put(name, wire)
+
+    def put(self, name: bytes, wire: bytes) -> bool:
+        """The same by the socket address in octets, without a zone index; False for a datagram that is too long."""
+        size = len(wire)
+        if size > SLOT_OCTETS:
             return False
         slot = self._count
         at = slot * SLOT_OCTETS

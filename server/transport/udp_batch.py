@@ -14,7 +14,7 @@ import socket
 import sys
 from array import array
 from collections.abc import Sequence
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from server.metrics import Metrics
 from server.peer import Peer
@@ -71,16 +71,23 @@ def is_available() -> bool:
     return _library() is not None
 
 
-@functools.lru_cache(maxsize=4096)
 def _v4_address(name: bytes) -> tuple[str, int]:
-    """A socket address from its port on."""
-    return socket.inet_ntop(socket.AF_INET, name[2:]), int.from_bytes(name[:2], "big")
+    """What a `sockaddr_in` says."""
+    return socket.inet_ntop(socket.AF_INET, name[4:8]), int.from_bytes(name[2:4], "big")
 
 
-@functools.lru_cache(maxsize=4096)
 def _v6_address(name: bytes) -> tuple[str, int, int, int]:
-    scope = int.from_bytes(name[22:], sys.byteorder)
-    return socket.inet_ntop(socket.AF_INET6, name[6:22]), int.from_bytes(name[:2], "big"), 0, scope
+    """What a `sockaddr_in6` says."""
+    scope = int.from_bytes(name[24:], sys.byteorder)
+    return socket.inet_ntop(socket.AF_INET6, name[8:24]), int.from_bytes(name[2:4], "big"), 0, scope
+
+
+class _Sender(NamedTuple):
+    """Where a datagram came from: as the server knows it, as the socket module has it, and in the system's octets."""
+
+    peer: Peer
+    address: tuple[Any, ...]
+    name: bytes
 
 
 class BatchListener:
@@ -101,6 +108,7 @@ class BatchListener:
         self._is_wildcard = ipaddress.ip_address(sock.getsockname()[0].partition("%")[0]).is_unspecified
         self._make_slots()
         self._outbox = Outbox(self._ffi, self._library, sock, metrics)
+        self._sender_of = functools.lru_cache(maxsize=4096)(self._make_sender)
         self._is_reading = True
         self._loop.add_reader(self._descriptor, self._on_readable)
 
@@ -124,7 +132,7 @@ class BatchListener:
     def _make_slots(self) -> None:
         """One array of messages to receive by and one to send by; the slots' buffers and addresses serve both."""
         ffi = self._ffi
-        name_size = 28 if self._is_v6 else 16
+        name_size = self._name_size = 28 if self._is_v6 else 16
         self._data = ffi.new("unsigned char[]", BATCH * _STRIDE)
         self._names = ffi.new("unsigned char[]", BATCH * 32)
         self._control = ffi.new("unsigned char[]", BATCH * _CONTROL)
@@ -273,37 +281,43 @@ class BatchListener:
         guard = self._fast.guard
         has_time = guard.work is None or guard.work.begin()
         for slot in slow:
-            address = self._address(slot)
-            if has_time or guard.is_known(address[0]):
-                self._take_slow(slot, sizes[slot], address)
+            sender = self._sender(slot)
+            if has_time or guard.is_known(sender.peer.address):
+                self._take_slow(slot, sizes[slot], sender)
             else:
                 self._fast.overloaded()
         if guard.work is not None:
             guard.work.end()
 
-    def _take_slow(self, slot: int, size: int, address: tuple[Any, ...]) -> None:
+    def _take_slow(self, slot: int, size: int, sender: _Sender) -> None:
         if not self._is_reading:
             return
         at = slot * _STRIDE
         datagram = self._octets[at : at + size]
         origin = self._origin(slot)
-        fast = self._fast
+        peer, address, name = sender
+        by_itself = origin or (self._is_v6 and address[3])
 
         def send(wire: bytes) -> None:
             if not wire or self._socket.fileno() < 0:
                 return
-            by_itself = origin or (self._is_v6 and address[3])
-            if by_itself or not self._outbox.take(address[0], address[1], wire):
+            if by_itself or not self._outbox.put(name, wire):
                 self._send_to(address, wire, origin)
             if not datagram[_ID] & _OPCODE:
-                fast.offer(datagram[_ID:], wire)
+                self._fast.offer(datagram[_ID:], wire)
 
-        self._handle(datagram, Peer("udp", address[0], address[1], self.number), send)
+        self._handle(datagram, peer, send)
 
     def _address(self, slot: int) -> tuple[Any, ...]:
         """The sender of a slot's datagram, as the socket module has it."""
-        name = bytes(self._name_octets[slot * 32 + 2 : slot * 32 + 28])
-        return _v6_address(name) if self._is_v6 else _v4_address(name[:6])
+        return self._sender(slot).address
+
+    def _sender(self, slot: int) -> _Sender:
+        return self._sender_of(self._name_octets[slot * 32 : slot * 32 + self._name_size])
+
+    def _make_sender(self, name: bytes) -> _Sender:
+        address = _v6_address(name) if self._is_v6 else _v4_address(name)
+        return _Sender(Peer("udp", address[0], address[1], self.number), address, name)
 
     def _aim_replies(self, count: int) -> None:
         """Let replies leave from the address asked, over whatever interface leads back; link-local ones by their own.

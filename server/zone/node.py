@@ -164,12 +164,17 @@ def with_look(blob: bytes, at: int) -> bytes:
 
 def _case_head(owner: bytes) -> bytes:
     """Length and case of an owner that is not all lower."""
-    bits = int(owner.translate(_UPPER)[::-1], 2)
+    return _packed_case(owner.translate(_UPPER))
+
+
+@lru_cache(maxsize=4096)  # names given by machines of a kind have their upper-case letters in the same places
+def _packed_case(marks: bytes) -> bytes:
+    bits = int(marks[::-1], 2)
     size = (bits.bit_length() + 7) // 8
     return (size | bits << 8).to_bytes(size + 1, "little")
 
 
-@lru_cache(maxsize=4096)  # names given by machines of a kind have their upper-case letters in the same places
+@lru_cache(maxsize=4096)
 def _marks(case: bytes) -> tuple[int, int]:
     """How many octets of a name they reach over, and their case bits in these."""
     marks = f"{int.from_bytes(case, 'little'):b}".encode()[::-1].translate(_CASE_BIT)

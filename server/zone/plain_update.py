@@ -61,8 +61,10 @@ def apply_plain(batch: Draft, update: Update, expires: int) -> NodeDifference | 
         old = rrsets.get(rtype)
         if new != old:
             _compare(found, owner, rtype, old, new)
-    kept = {rtype: rrset for rtype, rrset in {**rrsets, **fresh}.items() if rrset is not None}
     if found.is_anything:
+        kept = {**rrsets, **fresh}
+        if None in fresh.values():
+            kept = {rtype: rrset for rtype, rrset in kept.items() if rrset is not None}
         batch.touched[key] = make(Node, (owner, kept)) if kept else None
     return found
 
