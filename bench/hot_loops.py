@@ -133,7 +133,7 @@ def update_message(
     opt = None if lease is None else Opt(options=(UpdateLease(lease).encode(),))
     head = Opcode.UPDATE << 11
     wire = encode(number & 0xFFFF, head, [Question(APEX, Type.SOA, Class.IN)], (), [*deletes, *adds], opt=opt)
-    return sign(wire, key, now=int(time.time()) - number // 60_000)[0]  # never the same octets twice
+    return sign(wire, key, now=int(time.time()) + number // 60_000)[0]  # never the same octets twice
 
 
 def _changes(count: int, key: Key, lease: int | None) -> Iterator[bytes]:

@@ -70,7 +70,7 @@ class CommonUpdates:
         lines: LineBudget,
         log_update: LogUpdate,
     ) -> None:
-        self._zones = zones
+        self._zone_at = zones.by_apex.get
         self._keyring = keyring
         self._writer = writer
         self._replays = replays
@@ -88,7 +88,7 @@ class CommonUpdates:
         if read is None:
             return False
         update, lease, _, _, tsig_at = read
-        zone = self._zones.at(update.apex)
+        zone = self._zone_at(update.apex)
         principal = self._keyring.find(common_name(wire, tsig_at))
         if zone is None or principal is None or principal.key.algorithm is MD5:
             return False

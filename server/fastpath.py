@@ -525,16 +525,17 @@ class FastPath:
 
     def changed(self, change: Change) -> None:
         """A change that queries already see: drop what rests on its zone as a whole. Names come by `node_changed`."""
-        if not change.serial_from or not change.serial_to:
+        apex, before, after, _, _, removed, added = change
+        if not before or not after:
             self.clear()  # a zone came or went: other zones' names answer otherwise
             return
         self._places.clear()
         self.absent.clear()
-        self._changed_at[change.apex] = int(self._clock.lease())
-        self._drop(b"\xff" + change.apex)
-        for records in (change.removed, change.added):
+        self._changed_at[apex] = int(self._clock.lease())
+        self._drop(b"\xff" + apex)
+        for records in (removed, added):
             for owner, rtype, _, _ in records:
-                if rtype in _CUTTING and (rtype == Type.DNAME or fold(owner) != change.apex):
+                if rtype in _CUTTING and (rtype == Type.DNAME or fold(owner) != apex):
                     self.clear()  # authority over everything below moves
                     return
 

@@ -148,6 +148,7 @@ class Writer:
         keys as well.
         """
         self._zones = zones
+        self._zone_at = zones.by_apex.get
         self._store = store
         self._clock = clock
         self._leases = leases
@@ -328,7 +329,7 @@ class Writer:
 
     def _try(self, batch: _Batch, item: Pending, now: float) -> Outcome:
         """One update on a draft of its own; refused (`UpdateError`, `Refusal`), it leaves no trace."""
-        zone = self._zones.at(item.apex)
+        zone = self._zone_at(item.apex)
         if zone is None:
             return Outcome(Rcode.NOTAUTH, f"zone {to_text(item.apex)} is gone")
         if item.authorised_in != self._epoch and item.again is not None:
