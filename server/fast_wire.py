@@ -105,6 +105,30 @@ def look(blob: bytes, wanted: bytes, now: int) -> tuple[int, int]:
     return (0, until) if until >= now else (-1, until)
 
 
+def live_records(blob: bytes, at: int, now: int) -> tuple[bytes, list[bytes], int] | None:
+    """Of the RRset that begins at `at` in a node's octets: TTL, rdatas each behind its length, the last second at which
+    they are told so. None when one of them has lapsed."""
+    ttl = blob[at + 2 : at + 6]
+    position = at + 8
+    rdatas: list[bytes] = []
+    earliest = 0
+    for _ in range(blob[at + 6] << 8 | blob[at + 7]):
+        expires = blob[position : position + 4]
+        if expires != NEVER_LAPSES:
+            moment = int.from_bytes(expires, "big")
+            if not earliest or moment < earliest:
+                earliest = moment
+        stop = position + 6 + (blob[position + 4] << 8 | blob[position + 5])
+        rdatas.append(blob[position + 4 : stop])
+        position = stop
+    if not earliest:
+        return ttl, rdatas, FOREVER
+    if earliest <= now:
+        return None
+    whole = int.from_bytes(ttl, "big")
+    return min(whole, earliest - now).to_bytes(4, "big"), rdatas, earliest - max(whole, 1)
+
+
 def shortened(answer: bytes) -> bytes:
     """A truncated answer, or BADCOOKIE where it carries a cookie: header, question and OPT, no records."""
     after = NAME_AT

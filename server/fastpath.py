@@ -39,6 +39,7 @@ from server.fast_wire import (
     apex_owner,
     compressed,
     has_harmless_options,
+    live_records,
     look,
     shareable_question,
     shortened,
@@ -50,11 +51,10 @@ from server.reply import UDP_PAYLOAD
 from server.response_limit import Verdict, network_of
 from server.system import Clock
 from server.zone.model import Change
-from server.zone.node import find_rrset
-from server.zone.zone import Zones
+from server.zone.zone import Zone, Zones
 
 MAX_SEEN: Final = 65_536  # keys remembered as asked once, looked at once a batch
-MAX_PLACES: Final = 4096  # parents of names whose place in a zone is remembered
+MAX_PLACES: Final = 8192  # parents of names whose place in a zone is remembered
 QUIET_SECONDS: Final = 2  # a zone that changed within them has its negative answers computed, not kept
 
 _COUNTS: Final = slice(2, NAME_AT)
@@ -74,6 +74,7 @@ _WITH_TARGET: Final = {Type.SRV.to_bytes(2, "big"): 6, Type.MX.to_bytes(2, "big"
 _RARE_TARGETS: Final = frozenset(
     rtype.to_bytes(2, "big") for rtype in (Type.AFSDB, Type.RT, Type.KX, Type.SVCB, Type.HTTPS)
 )
+_ADDRESSES: Final = (Type.A.to_bytes(2, "big"), Type.AAAA.to_bytes(2, "big"))
 _CUTTING: Final = (int(Type.NS), int(Type.DNAME))
 _SHARED_RCODES: Final = (Rcode.NOERROR, Rcode.NXDOMAIN)
 
@@ -104,6 +105,7 @@ class FastPath:
         self._old_ready = self._old.answers.get
         self._seen: set[int] = set()
         self._places: dict[bytes, _Place] = {}
+        self._denials: dict[bytes, bytes] = {}
         self.absent = AbsentNames()
         self._changed_at: dict[bytes, int] = {}
         self._now = 0
@@ -300,9 +302,7 @@ class FastPath:
         above = above_name
         while not zone.exists(above):
             above = above[above[0] + 1 :]
-        soa = zone.soa
-        ttl = min(zone.soa_ttl, soa_minimum(soa))
-        rest = b"\x00\x06\x00\x01" + ttl.to_bytes(4, "big") + len(soa).to_bytes(2, "big") + soa
+        rest = self._denials.get(apex) or self._denial(zone)
         children = zone.children.below(above_name)
         place = zone.nodes, children, zone.cuts, apex, zone.exists(_WILDCARD + above), rest
         if above == above_name:
@@ -310,6 +310,14 @@ class FastPath:
                 self._places.clear()
             self._places[above] = place
         return place
+
+    def _denial(self, zone: Zone) -> bytes:
+        """The zone's SOA RR less its owner, as negative answers have it (RFC 2308 §3); kept until the next change."""
+        soa = zone.soa
+        ttl = min(zone.soa_ttl, soa_minimum(soa))
+        rest = b"\x00\x06\x00\x01" + ttl.to_bytes(4, "big") + len(soa).to_bytes(2, "big") + soa
+        self._denials[zone.apex] = rest
+        return rest
 
     def _at_node(
         self, key: bytes, end: int, name: bytes, blob: bytes, place: _Place, limit: int, opt: bytes
@@ -341,40 +349,37 @@ class FastPath:
         opt: bytes,
     ) -> bytes | None:
         """One SRV or MX, and the addresses of its host in Additional as far as the zone has them."""
-        rrset = find_rrset(blob, key[end] << 8 | key[end + 1])
-        if rrset is None or len(rrset.rdatas) != 1:
-            return None
-        rdata = rrset.rdatas[0]
-        target = rdata[target_at:]
-        names = [name]
-        chosen = [rrset]
-        if is_at_or_below(target.lower(), place[3]):
-            names.append(target.lower())
-            host = place[0].get(names[1])
-            if host is None or (place[2] and _is_cut_off(names[1], place)):
-                return None  # a wildcard may stand for it, or it is glue
-            found = (find_rrset(host, Type.A), find_rrset(host, Type.AAAA))
-            chosen += [each for each in found if each is not None]
         now = self._now
-        until = FOREVER
-        for each in chosen:
-            for moment in each.expires:
-                if 0 < moment <= now:
-                    return None
-                if moment:
-                    until = min(until, moment - max(each.ttl, 1))
-        head = key[end : end + 4] + rrset.answered_ttl(now).to_bytes(4, "big") + len(rdata).to_bytes(2, "big")
-        parts = [key[NAME_AT : end + 4], b"\xc0\x0c", head, rdata]
-        owner = compressed(target, key[NAME_AT:end])
+        found = live_records(blob, at, now)
+        if found is None or len(found[1]) != 1:
+            return None
+        ttl, (rdata,), until = found
+        target = rdata[2 + target_at :]
+        names = [name]
+        parts = [key[NAME_AT : end + 4], b"\xc0\x0c", key[end : end + 4], ttl, rdata]
         size = HEADER_OCTETS + sum(map(len, parts))
         count = 0
-        for each in chosen[1:]:
-            head = each.rtype.to_bytes(2, "big") + IN + each.answered_ttl(now).to_bytes(4, "big")
-            for address in each.rdatas:
-                parts += (owner, head, len(address).to_bytes(2, "big"), address)
-                if not count and len(owner) > 2:
-                    owner = (0xC000 | size).to_bytes(2, "big")
-                count += 1
+        folded = target.lower()
+        if is_at_or_below(folded, place[3]):
+            names.append(folded)
+            host = place[0].get(folded)
+            if host is None or (place[2] and _is_cut_off(folded, place)):
+                return None  # a wildcard may stand for it, or it is glue
+            owner = compressed(target, key[NAME_AT:end])
+            for kind in _ADDRESSES:
+                at, _ = look(host, kind, now)
+                found = live_records(host, at, now) if at > 0 else None
+                if found is None:
+                    if at:
+                        return None
+                    continue
+                head = kind + IN + found[0]
+                until = min(until, found[2])
+                for address in found[1]:
+                    parts += (owner, head, address)
+                    if not count and len(owner) > 2:
+                        owner = (0xC000 | size).to_bytes(2, "big")
+                    count += 1
         parts.append(opt)
         counts = b"\x00\x01\x00\x00" + (count + bool(opt)).to_bytes(2, "big")
         answer = b"".join((_PRESENT[key[0] & RD], counts, *parts))
@@ -430,33 +435,14 @@ class FastPath:
             if not self.is_new(key):
                 self._keep(key, answer, (name,), FOREVER)
             return answer
-        rdatas: list[tuple[int, int]] = []
-        earliest = 0
-        for _ in range(count[0] << 8 | count[1]):
-            expires = blob[position : position + 4]
-            if expires != NEVER_LAPSES:
-                moment = int.from_bytes(expires, "big")
-                if not earliest or moment < earliest:
-                    earliest = moment
-            stop = position + 6 + (blob[position + 4] << 8 | blob[position + 5])
-            rdatas.append((position + 4, stop))
-            position = stop
-        until = FOREVER
-        if earliest:
-            if earliest <= self._now:
-                return None
-            whole = int.from_bytes(ttl, "big")
-            until = earliest - max(whole, 1)
-            ttl = min(whole, earliest - self._now).to_bytes(4, "big")
+        found = live_records(blob, at, self._now)
+        if found is None:
+            return None
+        ttl, rdatas, until = found
         head = b"\xc0\x0c" + key[end : end + 2] + IN + ttl
-        parts: list[bytes] = [
-            _PRESENT[key[0] & RD],
-            count,
-            b"\x00\x00\x00\x01" if opt else b"\x00\x00\x00\x00",
-            key[NAME_AT : end + 4],
-        ]
-        for start, stop in rdatas:
-            parts += (head, blob[start:stop])
+        parts = [_PRESENT[key[0] & RD], count, b"\x00\x00\x00\x01" if opt else bytes(4), key[NAME_AT : end + 4]]
+        for rdata in rdatas:
+            parts += (head, rdata)
         parts.append(opt)
         answer = b"".join(parts)
         if len(answer) + 2 > limit:
@@ -529,8 +515,7 @@ class FastPath:
         if not before or not after:
             self.clear()  # a zone came or went: other zones' names answer otherwise
             return
-        self._places.clear()
-        self.absent.clear()
+        self._forget_places()
         self._changed_at[apex] = int(self._clock.lease())
         self._drop(b"\xff" + apex)
         for records in (removed, added):
@@ -547,10 +532,14 @@ class FastPath:
         self._young, self._old = Generation(), Generation()
         self._old_ready = self._old.answers.get
         self.ready = self._young.answers
-        self._places.clear()
-        self.absent.clear()
+        self._forget_places()
         self._changed_at.clear()
         self._tell_size()
+
+    def _forget_places(self) -> None:
+        self._places.clear()
+        self._denials.clear()
+        self.absent.clear()
 
     def _drop(self, name: bytes) -> None:
         for generation in (self._young, self._old):

@@ -10,7 +10,7 @@ from server.zone.zone import Zone
 
 MAX_READY: Final = 32_768  # answers in one generation
 MAX_READY_OCTETS: Final = 8 * 1024 * 1024  # keys and answers of one generation
-MAX_PER_NAME: Final = 4096  # answers of a generation that rest on one name, or on a zone: dropped in one step
+MAX_PER_NAME: Final = 8192  # answers of a generation that rest on one name, or on a zone: dropped in one step
 FOREVER: Final = 1 << 62
 
 
