@@ -2,6 +2,7 @@
 
     python -m bench.hot_loops                            every loop
     python -m bench.hot_loops updates --count 100000
+    python -m bench.hot_loops updates refresh --disk     with the database, its thread and the waits for the disk
     py-spy record -r 500 -f raw -o updates.raw -- python -m bench.hot_loops updates --count 200000
 
 `updates`, `member`, `refresh`, `no-change`: the forms of `bench/updates.py`, 40 a batch, from the octets of the request
@@ -15,9 +16,11 @@ import os
 import random
 import struct
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
@@ -36,6 +39,7 @@ from bench.data import (
     stored_nodes,
     stored_records,
 )
+from bench.load_zone import fill_database
 from bench.peers import SERVER_CPU
 from homing import collector
 from protocol.constants import Class, Opcode, Type
@@ -51,12 +55,13 @@ from server.metrics import Metrics
 from server.peer import Peer
 from server.push.service import PushService
 from server.signed_queries import SignedQueries
+from server.store.sql import SqlStore
 from server.store.writing import Statements
 from server.system import SystemClock, SystemEntropy
 from server.transport.batch_answers import answer_batch
 from server.transport.outbox import SLOT_OCTETS, SLOTS
 from server.transport.ports import SendAlike
-from server.writer import Writer
+from server.writer import Writer, load_zone
 from server.zone.leases import LeaseQueue
 from server.zone.model import Change, ZoneCommit
 from server.zone.zone import Zone, Zones
@@ -156,8 +161,30 @@ def _repetitions(count: int, key: Key, lease: int | None) -> Iterator[bytes]:
         yield update_message(number, from_text(owner), key, (records[0][3], records[1][3]), lease, replace=False)
 
 
-async def _run_updates(wires: list[bytes]) -> float:
+def _updates(wires: Iterator[bytes], *, disk: bool) -> float:
+    """With `disk` the writer commits to a database as the server has it, in a directory of its own."""
+    found = list(wires)
+    if not disk:
+        return asyncio.run(_run_updates(House(), found))
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "homing.db"
+        fill_database(file, HOSTS, 53)
+        return asyncio.run(_run_on_disk(file, found))
+
+
+async def _run_on_disk(file: Path, wires: list[bytes]) -> float:
     house = House()
+    house.store = house.writer._store = await SqlStore.open(f"sqlite+aiosqlite:///{file}")
+    try:
+        async with house.store.reading() as reader:
+            (row,) = (row for row in await reader.load_zones() if row.apex == APEX)
+            house.zones.add(await load_zone(reader, row, house.leases))
+        return await _run_updates(house, wires)
+    finally:
+        await house.store.close()
+
+
+async def _run_updates(house: House, wires: list[bytes]) -> float:
     replies: list[bytes] = []
     handle, step, queue = house.dispatcher.handle, house.writer.step, house.writer._queue
     collector.settle()
@@ -217,14 +244,14 @@ def _signed(count: int) -> list[bytes]:
     return [sign(wire, ADMIN, now=now)[0] for wire in _repeated(count)]
 
 
-LOOPS: Final[dict[str, Callable[[int], float]]] = {
-    "updates": lambda count: asyncio.run(_run_updates(list(_changes(count, ADMIN, None)))),
-    "member": lambda count: asyncio.run(_run_updates(list(_changes(count, _MEMBER, 7200)))),
-    "refresh": lambda count: asyncio.run(_run_updates(list(_repetitions(count, _MEMBER, 7200)))),
-    "no-change": lambda count: asyncio.run(_run_updates(list(_repetitions(count, ADMIN, None)))),
-    "repeated": lambda count: _run_queries(_repeated(count)),
-    "absent": lambda count: _run_queries(_absent(count)),
-    "signed": lambda count: _run_queries(_signed(count)),
+LOOPS: Final[dict[str, Callable[[int, bool], float]]] = {
+    "updates": lambda count, disk: _updates(_changes(count, ADMIN, None), disk=disk),
+    "member": lambda count, disk: _updates(_changes(count, _MEMBER, 7200), disk=disk),
+    "refresh": lambda count, disk: _updates(_repetitions(count, _MEMBER, 7200), disk=disk),
+    "no-change": lambda count, disk: _updates(_repetitions(count, ADMIN, None), disk=disk),
+    "repeated": lambda count, _: _run_queries(_repeated(count)),
+    "absent": lambda count, _: _run_queries(_absent(count)),
+    "signed": lambda count, _: _run_queries(_signed(count)),
 }
 
 
@@ -234,11 +261,12 @@ def main() -> int:
     )
     parser.add_argument("loops", nargs="*", choices=[*LOOPS, []], help="which; default all")
     parser.add_argument("--count", type=int, default=20_000, help="operations (default 20000)")
+    parser.add_argument("--disk", action="store_true", help="updates are committed to a database, as in the server")
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))  # as in the other rows
     os.sched_setaffinity(0, {int(SERVER_CPU)})
     for name in options.loops or LOOPS:
-        print(f"{name:10} {LOOPS[name](options.count) / options.count * 1e6:6.2f} us", flush=True)
+        print(f"{name:10} {LOOPS[name](options.count, options.disk) / options.count * 1e6:6.2f} us", flush=True)
     return 0
 
 
