@@ -10,7 +10,7 @@ from protocol.name import fold, is_at_or_below, to_text
 from protocol.rdata import canonical, soa_with_serial
 from protocol.serial import next_serial
 from server.change_text import soa_described, told
-from server.operation import OPERATOR
+from server.operation import OPERATOR, draft_on
 from server.rdata_text import type_name
 from server.store.api import PRUNED, JournalRow, Reader, ZoneRow
 from server.zone.draft import Draft, commit_of
@@ -156,7 +156,7 @@ async def plan_undo(reader: Reader, zone: ZoneRow, entry_id: int, *, now: int) -
                     f"{to_text(rr.owner)} {type_name(rr.rtype)} was changed again by the step to serial "
                     f"{entry.change.serial_to}: undo that first"
                 )
-    draft = await _draft(reader, zone, {fold(rr.owner) for rr in (*removed, *added)})
+    draft = await draft_on(reader, zone, {fold(rr.owner) for rr in (*removed, *added)})
     sets: dict[tuple[bytes, int], tuple[list[RR], list[RR]]] = {}
     for index, side in enumerate((removed, added)):
         for rr in side:
@@ -182,13 +182,6 @@ async def plan_undo(reader: Reader, zone: ZoneRow, entry_id: int, *, now: int) -
 
 def rr_text(rr: RR) -> str:
     return record_text(rr.owner, rr.ttl, rr.rtype, rr.rdata)
-
-
-async def _draft(reader: Reader, zone: ZoneRow, owners: set[bytes]) -> Draft:
-    base = Zone(zone.id, zone.apex, zone.serial, zone.soa, zone.soa_ttl, zone.member_id)
-    for key, node in (await reader.load_nodes(zone.id, owners)).items():
-        base.put(key, node)
-    return Draft(base)
 
 
 def _restore(draft: Draft, key: bytes, rtype: int, come: list[RR], go: list[RR]) -> None:

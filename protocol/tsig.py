@@ -120,7 +120,7 @@ class Key:
         put(self, "size_octets", algorithm.size.to_bytes(2, "big"))
         put(self, "times_at", len(self.name) + len(self.head))
         put(self, "common_octets", len(self.name) + _RR_FIXED.size + rdlength)
-        put(self, "record_octets", len(self.name) + 10 + len(algorithm.name) + 16 + algorithm.size + 6)
+        put(self, "record_octets", self.common_octets + 6)
 
     def mac(self, data: bytes) -> bytes:
         """The whole MAC of the key's algorithm."""

@@ -2,10 +2,9 @@
 
 from typing import Final
 
-from protocol.constants import HEADER_OCTETS, MAX_NAME_OCTETS, EdnsOption, Type
+from protocol.constants import HEADER_OCTETS, MAX_NAME_OCTETS, EdnsOption
 from protocol.edns import Opt
 from protocol.name import is_at_or_below
-from server.ready_answers import FOREVER
 from server.reply import UDP_PAYLOAD
 
 PLAIN_UDP: Final = 512
@@ -25,8 +24,6 @@ OPT_REPLIES: Final = (
 TELLING: Final = (EdnsOption.LLQ.to_bytes(2, "big"), EdnsOption.COOKIE.to_bytes(2, "big"))
 CLIENT_COOKIE: Final = bytes.fromhex("000c 000a 0008")
 WHOLE_COOKIE: Final = bytes.fromhex("001c 000a 0018")
-NEVER_LAPSES: Final = bytes(4)
-_CNAME: Final = Type.CNAME.to_bytes(2, "big")
 BADCOOKIE: Final = 7  # the part of 23 that stands in the header
 POINTERS: Final = tuple((0xC000 | at).to_bytes(2, "big") for at in range(HEADER_OCTETS + MAX_NAME_OCTETS))
 
@@ -79,54 +76,6 @@ def shareable_question(key: bytes) -> tuple[bytes, int] | None:
     if size != fixed + options or not has_harmless_options(key, fixed):
         return None
     return key[: fixed - 2] + b"\x00\x00", end
-
-
-def look(blob: bytes, wanted: bytes, now: int) -> tuple[int, int]:
-    """Where in a node's octets (see `zone/node`) the wanted RRset begins; 0: nowhere, -1: the slow path must look.
-
-    With 0, the last second before anything of the node lapses: only then may another type, or none, be there.
-    """
-    position = 5 + blob[4]
-    end = len(blob)
-    until = FOREVER
-    while position < end:
-        rtype = blob[position : position + 2]
-        if rtype == wanted:
-            return position, until
-        if rtype == _CNAME:
-            return -1, until
-        count = blob[position + 6] << 8 | blob[position + 7]
-        position += 8
-        for _ in range(count):
-            expires = blob[position : position + 4]
-            if expires != NEVER_LAPSES:
-                until = min(until, int.from_bytes(expires, "big") - 1)
-            position += 6 + (blob[position + 4] << 8 | blob[position + 5])
-    return (0, until) if until >= now else (-1, until)
-
-
-def live_records(blob: bytes, at: int, now: int) -> tuple[bytes, list[bytes], int] | None:
-    """Of the RRset that begins at `at` in a node's octets: TTL, rdatas each behind its length, the last second at which
-    they are told so. None when one of them has lapsed."""
-    ttl = blob[at + 2 : at + 6]
-    position = at + 8
-    rdatas: list[bytes] = []
-    earliest = 0
-    for _ in range(blob[at + 6] << 8 | blob[at + 7]):
-        expires = blob[position : position + 4]
-        if expires != NEVER_LAPSES:
-            moment = int.from_bytes(expires, "big")
-            if not earliest or moment < earliest:
-                earliest = moment
-        stop = position + 6 + (blob[position + 4] << 8 | blob[position + 5])
-        rdatas.append(blob[position + 4 : stop])
-        position = stop
-    if not earliest:
-        return ttl, rdatas, FOREVER
-    if earliest <= now:
-        return None
-    whole = int.from_bytes(ttl, "big")
-    return min(whole, earliest - now).to_bytes(4, "big"), rdatas, earliest - max(whole, 1)
 
 
 def shortened(answer: bytes) -> bytes:

@@ -16,7 +16,7 @@ begins to cap its TTL.
 from collections.abc import Callable, Container
 from typing import Final
 
-from protocol.constants import HEADER_OCTETS, MAX_LABEL_OCTETS, MAX_NAME_OCTETS, Rcode, Type, is_meta_type
+from protocol.constants import HEADER_OCTETS, MAX_LABEL_OCTETS, MAX_NAME_OCTETS, META_TYPES, Rcode, Type, is_meta_type
 from protocol.name import fold, is_at_or_below
 from protocol.rdata import soa_minimum
 from server.absent_names import AbsentNames
@@ -27,7 +27,6 @@ from server.fast_wire import (
     COUNTS_PLAIN,
     IN,
     NAME_AT,
-    NEVER_LAPSES,
     NOT_PLAIN,
     OPT_FIXED,
     OPT_HEAD,
@@ -39,18 +38,17 @@ from server.fast_wire import (
     apex_owner,
     compressed,
     has_harmless_options,
-    live_records,
-    look,
     shareable_question,
     shortened,
 )
 from server.guard import Guard
 from server.metrics import Requests
-from server.ready_answers import FOREVER, Generation, TracedZone
+from server.ready_answers import Generation, TracedZone
 from server.reply import UDP_PAYLOAD
 from server.response_limit import Verdict, network_of
 from server.system import Clock
 from server.zone.model import Change
+from server.zone.node import FOREVER, NEVER_LAPSES, live_records, locate
 from server.zone.zone import Zone, Zones
 
 MAX_SEEN: Final = 65_536  # keys remembered as asked once, looked at once a batch
@@ -67,7 +65,7 @@ _ONE_ANSWER: Final = bytes.fromhex("0001 0000 0000")
 _ONE_ANSWER_EDNS: Final = bytes.fromhex("0001 0000 0001")
 _WILDCARD: Final = b"\x01*"
 # Answered by the slow path whatever the zone holds: asked of apexes and cuts, written compressed, or no data at all.
-_NEVER: Final = frozenset((0, Type.OPT, Type.DS, Type.SOA, Type.NS, Type.CNAME, *range(128, 256)))
+_NEVER: Final = META_TYPES | {Type.DS, Type.SOA, Type.NS, Type.CNAME}
 _COMMON_TYPES: Final = {rtype.to_bytes(2, "big") + IN: rtype for rtype in range(256) if rtype not in _NEVER}
 # Where the host stands in the rdata of types whose answers carry its addresses.
 _WITH_TARGET: Final = {Type.SRV.to_bytes(2, "big"): 6, Type.MX.to_bytes(2, "big"): 2}
@@ -253,12 +251,10 @@ class FastPath:
         if len(answer) + 2 > limit:
             return None
         self._requests.computed += 1
-        mark = hash(key)
-        if mark not in self._seen:
-            self._seen.add(mark)
+        if self._is_new(key):
             if known is not None:  # the parent exists
                 self.absent.asked(key, answer, after, nodes, children)
-        elif self._now - self._changed_at.get(apex, -QUIET_SECONDS) >= QUIET_SECONDS:
+        elif self._is_quiet(apex):
             self._keep(key, answer, (b"\xff" + apex,), FOREVER)
         return answer
 
@@ -322,7 +318,7 @@ class FastPath:
     def _at_node(
         self, key: bytes, end: int, name: bytes, blob: bytes, place: _Place, limit: int, opt: bytes
     ) -> bytes | None:
-        at, until = look(blob, key[end : end + 2], self._now)
+        at, until = locate(blob, key[end : end + 2], self._now)
         if at < 0:
             return None
         if not at:
@@ -367,7 +363,7 @@ class FastPath:
                 return None  # a wildcard may stand for it, or it is glue
             owner = compressed(target, key[NAME_AT:end])
             for kind in _ADDRESSES:
-                at, _ = look(host, kind, now)
+                at, _ = locate(host, kind, now)
                 found = live_records(host, at, now) if at > 0 else None
                 if found is None:
                     if at:
@@ -386,7 +382,7 @@ class FastPath:
         if len(answer) + 2 > limit:
             return None
         self._requests.computed += 1
-        if until >= now and not self.is_new(key):
+        if until >= now and not self._is_new(key):
             self._keep(key, answer, tuple(names), until)
         return answer
 
@@ -414,7 +410,7 @@ class FastPath:
         if len(answer) + 2 > limit:
             return None
         self._requests.computed += 1
-        if not self.is_new(key) and self._now - self._changed_at.get(apex, -QUIET_SECONDS) >= QUIET_SECONDS:
+        if not self._is_new(key) and self._is_quiet(apex):
             self._keep(key, answer, names, until)
         return answer
 
@@ -432,7 +428,7 @@ class FastPath:
             if len(answer) + 2 > limit:
                 return None
             self._requests.computed += 1
-            if not self.is_new(key):
+            if not self._is_new(key):
                 self._keep(key, answer, (name,), FOREVER)
             return answer
         found = live_records(blob, at, self._now)
@@ -448,7 +444,7 @@ class FastPath:
         if len(answer) + 2 > limit:
             return None
         self._requests.computed += 1
-        if until >= self._now and not self.is_new(key):
+        if until >= self._now and not self._is_new(key):
             self._keep(key, answer, (name,), until)
         return answer
 
@@ -463,7 +459,7 @@ class FastPath:
             return
         plain, end, answer = shared
         rtype = key[end] << 8 | key[end + 1]
-        if (is_meta_type(rtype) and rtype != Type.ANY) or self.is_new(plain):
+        if (is_meta_type(rtype) and rtype != Type.ANY) or self._is_new(plain):
             return
         name = key[NAME_AT:end]
         zone = self._zones.enclosing(fold(name), rtype)
@@ -501,7 +497,7 @@ class FastPath:
 
     def absent_told(self, number: int, last: bytes) -> None:
         """So many name errors came from what `absent` has, `last` the key of the last: kept ready if it comes often."""
-        if not self.is_new(last) and self.answer(last) is not None:
+        if not self._is_new(last) and self.answer(last) is not None:
             number -= 1
         self._requests.computed += number
 
@@ -547,7 +543,11 @@ class FastPath:
                 generation.drop_name(name)
                 self._tell_size()
 
-    def is_new(self, key: bytes) -> bool:
+    def _is_quiet(self, apex: bytes) -> bool:
+        """Whether a zone has not changed for long enough that its negative answers are worth keeping."""
+        return self._now - self._changed_at.get(apex, -QUIET_SECONDS) >= QUIET_SECONDS
+
+    def _is_new(self, key: bytes) -> bool:
         """Whether a key was not asked before; noted for next time."""
         mark = hash(key)
         seen = self._seen

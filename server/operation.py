@@ -95,10 +95,10 @@ async def find_member(reader: Reader, name: str) -> MemberRow:
     raise ValueError(f"there is no member {name!r}")
 
 
-async def draft_on(transaction: Transaction, row: ZoneRow, owners: Iterable[bytes]) -> Draft:
+async def draft_on(reader: Reader, row: ZoneRow, owners: Iterable[bytes]) -> Draft:
     """A draft on a zone of which only the named nodes are in memory."""
     zone = Zone(row.id, row.apex, row.serial, row.soa, row.soa_ttl, row.member_id)
-    for key, node in (await transaction.load_nodes(row.id, owners)).items():
+    for key, node in (await reader.load_nodes(row.id, owners)).items():
         zone.put(key, node)
     return Draft(zone)
 

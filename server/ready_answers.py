@@ -5,13 +5,12 @@ from typing import Final
 
 from protocol.constants import Type
 from server.zone.model import RR
-from server.zone.node import Node, RRset, find_rrset
+from server.zone.node import FOREVER, Node, RRset, find_rrset
 from server.zone.zone import Zone
 
 MAX_READY: Final = 32_768  # answers in one generation
 MAX_READY_OCTETS: Final = 8 * 1024 * 1024  # keys and answers of one generation
 MAX_PER_NAME: Final = 8192  # answers of a generation that rest on one name, or on a zone: dropped in one step
-FOREVER: Final = 1 << 62
 
 
 class Generation:

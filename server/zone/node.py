@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+from protocol.constants import Type
 from protocol.errors import DecodeError
 from protocol.rdata import canonical
 from server.zone.model import StoredRR
@@ -34,6 +35,9 @@ _UPPER: Final = bytes(ord("1") if 65 <= octet <= 90 else ord("0") for octet in r
 _CASE_BIT: Final = bytes(32 if octet == ord("1") else 0 for octet in range(256))
 NEVER: Final = bytes(_LOOK.size)
 PERMANENT: Final = 0
+NEVER_LAPSES: Final = bytes(4)  # the same in octets
+FOREVER: Final = 1 << 62  # a last second that does not come
+_CNAME: Final = Type.CNAME.to_bytes(2, "big")
 _SELDOM: Final = (2, 39)  # NS and DNAME: the zone must know of them
 
 
@@ -240,6 +244,55 @@ def find_rrset(blob: bytes, wanted: int) -> RRset | None:
             position += length
         return RRset(rtype, ttl, tuple(rdatas), tuple(expires))
     return None
+
+
+def locate(blob: bytes, wanted: bytes, now: int) -> tuple[int, int]:
+    """Where in a blob the wanted RRset begins; 0: nowhere, -1: it takes a closer look, at an alias or what has lapsed.
+
+    `wanted` is the type in octets. With 0, the last second before anything of the node lapses: only then may another
+    type, or none, be there.
+    """
+    position = _RRSETS + blob[_CASE]
+    end = len(blob)
+    until = FOREVER
+    while position < end:
+        rtype = blob[position : position + 2]
+        if rtype == wanted:
+            return position, until
+        if rtype == _CNAME:
+            return -1, until
+        count = blob[position + 6] << 8 | blob[position + 7]
+        position += 8
+        for _ in range(count):
+            expires = blob[position : position + 4]
+            if expires != NEVER_LAPSES:
+                until = min(until, int.from_bytes(expires, "big") - 1)
+            position += 6 + (blob[position + 4] << 8 | blob[position + 5])
+    return (0, until) if until >= now else (-1, until)
+
+
+def live_records(blob: bytes, at: int, now: int) -> tuple[bytes, list[bytes], int] | None:
+    """Of the RRset that begins at `at` in a blob: TTL, rdatas each behind its length, the last second at which
+    they are told so. None when one of them has lapsed."""
+    ttl = blob[at + 2 : at + 6]
+    position = at + 8
+    rdatas: list[bytes] = []
+    earliest = 0
+    for _ in range(blob[at + 6] << 8 | blob[at + 7]):
+        expires = blob[position : position + 4]
+        if expires != NEVER_LAPSES:
+            moment = int.from_bytes(expires, "big")
+            if not earliest or moment < earliest:
+                earliest = moment
+        stop = position + 6 + (blob[position + 4] << 8 | blob[position + 5])
+        rdatas.append(blob[position + 4 : stop])
+        position = stop
+    if not earliest:
+        return ttl, rdatas, FOREVER
+    if earliest <= now:
+        return None
+    whole = int.from_bytes(ttl, "big")
+    return min(whole, earliest - now).to_bytes(4, "big"), rdatas, earliest - max(whole, 1)
 
 
 def has_type(blob: bytes, wanted: int) -> bool:

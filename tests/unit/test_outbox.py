@@ -26,11 +26,17 @@ def sockets(family: int, address: str) -> tuple[socket.socket, socket.socket]:
     return made[0], made[1]
 
 
-@pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
-async def test_what_gathers_leaves_at_the_end_of_the_turn_or_when_full(family: int, address: str) -> None:
+def sendmmsg() -> tuple[Any, Any]:
+    """cffi and the C library."""
     library = udp_batch._library()
     if library is None:
         pytest.skip("no sendmmsg here")
+    return library
+
+
+@pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+async def test_what_gathers_leaves_at_the_end_of_the_turn_or_when_full(family: int, address: str) -> None:
+    library = sendmmsg()
     ours, theirs = sockets(family, address)
     port = theirs.getsockname()[1]
     outbox = Outbox(*library, ours, Metrics())
@@ -48,9 +54,7 @@ async def test_what_gathers_leaves_at_the_end_of_the_turn_or_when_full(family: i
 
 
 async def test_what_has_no_room_or_a_zone_index_is_not_taken_and_failures_are_counted() -> None:
-    library = udp_batch._library()
-    if library is None:
-        pytest.skip("no sendmmsg here")
+    library = sendmmsg()
     ours, theirs = sockets(socket.AF_INET, "127.0.0.1")
     metrics = Metrics()
     outbox = Outbox(*library, ours, metrics)
@@ -78,9 +82,7 @@ def alike(count: int, size: int, kind: int) -> Alike:
 @pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
 async def test_messages_that_are_alike_leave_as_they_would_alone(family: int, address: str) -> None:
     """Between others that are longer or shorter, over the end of a call, and each to its own peer."""
-    library = udp_batch._library()
-    if library is None:
-        pytest.skip("no sendmmsg here")
+    library = sendmmsg()
     ours, first = sockets(family, address)
     second, third = sockets(family, address)
     outbox = Outbox(*library, ours, Metrics())
@@ -102,9 +104,7 @@ async def test_messages_that_are_alike_leave_as_they_would_alone(family: int, ad
 
 
 async def test_messages_that_are_alike_go_alone_when_they_must() -> None:
-    library = udp_batch._library()
-    if library is None:
-        pytest.skip("no sendmmsg here")
+    library = sendmmsg()
     ours, theirs = sockets(socket.AF_INET6, "::1")
     outbox = Outbox(*library, ours, Metrics())
     peer = Peer("udp", "::1", theirs.getsockname()[1], 0)
@@ -136,9 +136,7 @@ class Full:
 
 
 async def test_a_full_socket_amid_a_crowd_drops_what_is_left_of_the_call_and_no_more() -> None:
-    library = udp_batch._library()
-    if library is None:
-        pytest.skip("no sendmmsg here")
+    library = sendmmsg()
     ours, theirs = sockets(socket.AF_INET, "127.0.0.1")
     metrics = Metrics()
     outbox = Outbox(library[0], Full(*library, room=40), ours, metrics)
